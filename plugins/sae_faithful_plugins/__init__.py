@@ -1,0 +1,1 @@
+"""The bundled plugins; each is found by its entry point."""

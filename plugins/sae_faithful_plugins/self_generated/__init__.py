@@ -1,0 +1,66 @@
+"""Source `self_generated`: text that the model itself writes, token ids kept from end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sae_faithful import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sae_faithful import SourceRequest, TokenSet
+
+
+@hookimpl
+def register_sources(register: Callable[[str, type], None]) -> None:
+    register("self_generated", SelfGenerated)
+
+
+@dataclass
+class SelfGenerated:
+    """Unconditional samples of the model itself (FaithfulSAE, Cho et al. 2025).
+
+    By default this is the model's own distribution: temperature 1, no truncation, no penalty, whatever the
+    model's own generation config says (its stop tokens apart). Shards are kept in the cache; the same options
+    give the same bytes, however often generation was interrupted.
+    """
+
+    n_tokens: int | None = None
+    """Distinct tokens to generate; default: what the experiment's other sources give, or `training_tokens`."""
+    temperature: float = 1.0
+    """Divides the logits; 1 is the model's own distribution."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this probability; 1 is the model's own distribution."""
+    prompt: str | list[int] = "bos"
+    """`bos`; `chat_user`, the chat template cut before the user's turn; or any text or token ids."""
+    generator: str | None = None
+    """Another model's name, to train on text a different model wrote; it must have the same vocabulary."""
+    max_new_tokens: int | None = None
+    """Longest sample; default: what fits a row after the prompt."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Samples drawn at once, one shard; `auto` measures a few and takes the fastest that fits."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Weights while sampling; default: as the experiment's model."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature} is not above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is not in (0, 1]")
+        for name in ("n_tokens", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} {value} is not positive")
+
+    def load(self, request: SourceRequest) -> TokenSet:
+        """Sample shards until they fill the request, or take them from the cache."""
+        from sae_faithful_plugins.self_generated.sampling import Sampler
+        from sae_faithful_plugins.self_generated.shards import ShardCache, resolve_batch_size
+
+        sampler = Sampler.from_options(self, request)
+        batch_size = resolve_batch_size(self.batch_size, sampler, request)
+        shards = ShardCache(sampler, batch_size, request.seed, request.cache_dir)
+        card = {**shards.settings, "resolved_options": {"batch_size": batch_size}}
+        return request.pack(shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids))

@@ -1,0 +1,151 @@
+"""Shards in the cache: each with a seed of its own, written whole, so that an interruption costs one at most."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sae_faithful import derive_seed, hash_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sae_faithful import SourceRequest
+    from sae_faithful_plugins.self_generated.sampling import Sampler
+
+log = logging.getLogger("sae_faithful.self_generated")
+
+BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+TRIAL_TOKENS = 8
+WORTHWHILE = 1.1
+"""A larger batch must be this much faster: it costs memory, and a shard is what an interruption loses."""
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """The shards of one sampler, batch size and seed; shard i is the same whoever draws it, and when."""
+
+    sampler: Sampler
+    batch_size: int
+    seed: int
+    cache_dir: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines every byte of the shards."""
+        return {**self.sampler.settings, "batch_size": self.batch_size, "seed": self.seed}
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards are."""
+        return _folder(self.cache_dir) / hash_settings(self.settings)
+
+    def documents(self, n_tokens: int) -> Iterator[np.ndarray]:
+        """Documents of shard 0, 1, ...; shards that are not in the cache are drawn as they are needed."""
+        from tqdm import tqdm
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2)))
+        with tqdm(total=n_tokens, unit="tok", desc="generating", leave=False) as bar:
+            index = 0
+            while True:
+                for document in self.shard(index):
+                    bar.update(len(document) + 1)
+                    yield document
+                index += 1
+
+    def shard(self, index: int) -> list[np.ndarray]:
+        """Documents of one shard, from the cache or drawn now."""
+        path = self.folder / f"shard-{index:06d}.arrow"
+        if not path.exists():
+            documents = self.sampler.sample(self.batch_size, derive_seed(self.seed, "self_generated", index))
+            _write_whole(path, lambda partial: _write_documents(partial, documents))
+        return _read_documents(path)
+
+
+def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: SourceRequest) -> int:
+    """The batch size to use; what `auto` found is kept, so that a resumed run draws the same samples."""
+    if asked != "auto":
+        return asked
+    path = _folder(request.cache_dir) / f"batch-size-{hash_settings(sampler.settings)}.json"
+    if path.exists():
+        return int(json.loads(path.read_text())["batch_size"])
+    # A batch that draws more than was asked for is wasted.
+    enough = max(BATCH_SIZES[0], request.n_tokens // sampler.max_new_tokens)
+    rates = _measure([size for size in BATCH_SIZES if size <= enough], sampler)
+    best = pick_batch_size(rates)
+    log.info("batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates})))
+    return best
+
+
+def pick_batch_size(rates: dict[int, float]) -> int:
+    """The smallest batch size that no larger one beats by `WORTHWHILE`."""
+    best = min(rates)
+    for size in sorted(rates):
+        if rates[size] > WORTHWHILE * rates[best]:
+            best = size
+    return best
+
+
+def _measure(sizes: list[int], sampler: Sampler) -> dict[int, float]:
+    """Tokens per second of short samples at each size, as long as they fit and get faster."""
+    import dataclasses
+
+    import torch
+
+    trial = dataclasses.replace(sampler, max_new_tokens=min(TRIAL_TOKENS, sampler.max_new_tokens))
+    trial.sample(sizes[0], seed=0)  # the first call pays for what is set up once
+    rates: dict[int, float] = {}
+    for size in sizes:
+        start = time.perf_counter()
+        try:
+            trial.sample(size, seed=0)
+        except (torch.OutOfMemoryError, MemoryError):
+            break
+        rate = size * trial.max_new_tokens / (time.perf_counter() - start)
+        if rates and rate < max(rates.values()):
+            rates[size] = rate
+            break
+        rates[size] = rate
+    return rates
+
+
+def _folder(cache_dir: Path) -> Path:
+    return cache_dir / "self_generated"
+
+
+def _write_documents(path: Path, documents: list[np.ndarray]) -> None:
+    import pyarrow as pa
+
+    offsets = np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int32)
+    ids = np.concatenate(documents).astype(np.int32)
+    table = pa.table({"input_ids": pa.ListArray.from_arrays(offsets, ids)})
+    with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read_documents(path: Path) -> list[np.ndarray]:
+    import pyarrow as pa
+
+    with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
+        column = reader.read_all()["input_ids"].combine_chunks()
+    ids = column.flatten().to_numpy()
+    return np.split(ids, column.offsets.to_numpy()[1:-1])
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    # The cache is shared: two runs may write the same file, each aside under its own name.
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    write(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,97 @@
+"""Source `text_files`: local text and source code, JSON lines, CSV and Parquet."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import random
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful import UsageError, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sae_faithful import SourceRequest, TokenSet
+
+TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+PACKAGE_PREFIX = "package/"
+SHUFFLE_BUFFER = 10_000
+
+
+@hookimpl
+def register_sources(register: Callable[[str, type], None]) -> None:
+    register("text_files", TextFiles)
+
+
+@dataclass
+class TextFiles:
+    """Local files: .txt, .py and the like are a document each; .jsonl, .csv and .parquet one a row.
+
+    Tables may be compressed (.gz, .zst, .xz, .bz2).
+    """
+
+    path: str | list[str]
+    """Files or glob patterns (`**` for any depth); `package/DISTRIBUTION/PATTERN` for files an installed package carries."""
+    column: str = "text"
+    """The column with the text, in tables."""
+    shuffle: bool = True
+    """Shuffle files, and rows through a buffer of 10,000, with the experiment's seed."""
+    encoding: str = "utf-8"
+    """Of plain text; bytes that do not fit are replaced."""
+    n_tokens: int | None = None
+    """Distinct tokens to take; default: as the experiment's other sources."""
+
+    def __post_init__(self) -> None:
+        for pattern in [self.path] if isinstance(self.path, str) else self.path:
+            if not find_files(pattern):
+                raise ValueError(f"no file matches '{pattern}'")
+
+    def load(self, request: SourceRequest) -> TokenSet:
+        """Read files until they fill the request."""
+        patterns = [self.path] if isinstance(self.path, str) else self.path
+        files = sorted({path for pattern in patterns for path in find_files(pattern)})
+        if self.shuffle:
+            random.Random(request.seed).shuffle(files)
+        texts = (text for text in self._texts(files, request.seed) if text.strip())
+        return request.pack(request.tokenize(texts), card={"files": len(files)})
+
+    def _texts(self, files: list[Path], seed: int) -> Iterator[str]:
+        tables: dict[str, list[str]] = {}
+        for path in files:
+            suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
+            kind = TABLES.get(suffixes[-1] if suffixes else "")
+            if kind is None:
+                yield path.read_text(encoding=self.encoding, errors="replace")
+            else:
+                tables.setdefault(kind, []).append(str(path))
+        for kind, paths in tables.items():
+            yield from self._rows(kind, paths, seed)
+
+    def _rows(self, kind: str, paths: list[str], seed: int) -> Iterator[str]:
+        from datasets import load_dataset
+
+        rows: Any = load_dataset(kind, data_files=paths, split="train", streaming=True)
+        if self.shuffle:
+            rows = rows.shuffle(seed=seed % 2**32, buffer_size=SHUFFLE_BUFFER)
+        for row in rows:
+            if self.column not in row:
+                raise UsageError(f"{paths[0]} has no column '{self.column}'; it has: {', '.join(row)}")
+            if row[self.column] is not None:
+                yield str(row[self.column])
+
+
+def find_files(pattern: str) -> list[Path]:
+    """Files that a pattern names, sorted."""
+    if pattern.startswith(PACKAGE_PREFIX):
+        distribution, _, rest = pattern.removeprefix(PACKAGE_PREFIX).partition("/")
+        try:
+            carried = metadata.files(distribution) or []
+        except metadata.PackageNotFoundError:
+            raise ValueError(f"the package '{distribution}' is not installed; pip install {distribution}") from None
+        return sorted(Path(str(file.locate())) for file in carried if fnmatch.fnmatch(str(file), rest))
+    return sorted(path for path in map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)) if path.is_file())

@@ -1,0 +1,100 @@
+"""sae-faithful: train sparse autoencoders on text the model itself generates, and measure how faithful they are.
+
+Importing this package imports neither torch nor SAELens; each name below loads what it needs on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from sae_faithful.architectures import register_architectures
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.experiment import run
+    from sae_faithful.hashing import derive_seed, hash_settings
+    from sae_faithful.interfaces import (
+        ActivationBatch,
+        Artifact,
+        EvalContext,
+        EvalResult,
+        Evaluator,
+        FeatureTable,
+        Observer,
+        RunError,
+        Source,
+        SourceRequest,
+        UsageError,
+    )
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.registry import PluginManager, load_plugins
+    from sae_faithful.runner import PluginTrainingRunner
+    from sae_faithful.sae_handle import SAEHandle
+    from sae_faithful.tokens import TokenSet
+
+__version__ = _version("sae-faithful")
+
+_HOMES = {
+    "ActivationBatch": "interfaces",
+    "Artifact": "interfaces",
+    "EvalContext": "interfaces",
+    "EvalResult": "interfaces",
+    "Evaluator": "interfaces",
+    "ExperimentConfig": "config",
+    "FeatureTable": "interfaces",
+    "LanguageModel": "language_model",
+    "Observer": "interfaces",
+    "PluginManager": "registry",
+    "PluginTrainingRunner": "runner",
+    "RunError": "interfaces",
+    "SAEHandle": "sae_handle",
+    "Source": "interfaces",
+    "SourceRequest": "interfaces",
+    "TokenSet": "tokens",
+    "UsageError": "interfaces",
+    "derive_seed": "hashing",
+    "hash_settings": "hashing",
+    "load_plugins": "registry",
+    "register_architectures": "architectures",
+    "run": "experiment",
+}
+
+__all__ = [
+    "ActivationBatch",
+    "Artifact",
+    "EvalContext",
+    "EvalResult",
+    "Evaluator",
+    "ExperimentConfig",
+    "FeatureTable",
+    "LanguageModel",
+    "Observer",
+    "PluginManager",
+    "PluginTrainingRunner",
+    "RunError",
+    "SAEHandle",
+    "Source",
+    "SourceRequest",
+    "TokenSet",
+    "UsageError",
+    "__version__",
+    "derive_seed",
+    "hash_settings",
+    "hookimpl",
+    "load_plugins",
+    "register_architectures",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sae_faithful' has no attribute '{name}'")
+    return getattr(import_module(f"sae_faithful.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

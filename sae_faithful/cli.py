@@ -1,0 +1,147 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sae_faithful import __version__
+from sae_faithful.interfaces import RunError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sae_faithful.run_folder import RunFolder
+
+EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class OneLineErrors(click.Group):
+    """Turns the errors a user can cause into one line and an exit code; `--debug` keeps the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UsageError, RunError) as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUN)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("\ninterrupted; run the same command again to go on", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--quiet", is_flag=True, help="Say only what went wrong and where the output is.")
+def main(debug: bool, quiet: bool) -> None:
+    """Train SAEs on text the model itself generates, and measure how faithful they are.
+
+    Example: sae-faithful run examples/quickstart.yaml --output runs/quickstart
+    """
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("sae_faithful")
+    logger.handlers = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def config_arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """FILE, --output and --set: what every command on a config takes."""
+    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field; dots reach into nested ones.")(command)
+    command = click.option("--output", type=click.Path(path_type=Path), help="Run folder; default: the config's output_path.")(command)
+    return click.argument("file", type=click.Path(path_type=Path))(command)
+
+
+@main.command()
+@config_arguments
+def run(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
+    """Run the whole experiment in FILE: data, SAEs, measurements, report.
+
+    Finished steps are kept: run it again after an interruption, or with more sources, seeds or evaluators.
+
+    Example: sae-faithful run examples/quickstart.yaml --output runs/quickstart --set sae.k=16
+    """
+    from sae_faithful.report import terminal_table
+
+    folder = _run(file, output, overrides, "results")
+    click.echo(terminal_table(folder))
+    click.echo(f"\nresults: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}")
+
+
+@main.command()
+@config_arguments
+@click.option("--push-to-hub", "repository", metavar="REPO", help="Send the dataset to the Hugging Face hub.")
+@click.option("--source", "name", help="Which source to send, where the config has several.")
+def generate(file: Path, output: Path | None, overrides: tuple[str, ...], repository: str | None, name: str | None) -> None:
+    """Make just the datasets of FILE.
+
+    Example: sae-faithful generate examples/quickstart.yaml --output runs/data
+    """
+    from sae_faithful.hub import push_source
+
+    folder = _run(file, output, overrides, "data")
+    for path in sorted((folder.root / "data").iterdir()):
+        click.echo(f"data: {path}")
+    if repository is not None:
+        click.echo(f"pushed: {push_source(folder, repository, name)}")
+
+
+@main.command()
+@config_arguments
+def train(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
+    """Make the datasets and SAEs of FILE, without measuring them.
+
+    Example: sae-faithful train examples/quickstart.yaml --output runs/quickstart
+    """
+    folder = _run(file, output, overrides, "saes")
+    click.echo(f"SAEs: {folder.root / 'saes'}")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def report(directory: Path) -> None:
+    """Write the report of the run in DIRECTORY again.
+
+    Example: sae-faithful report runs/quickstart
+    """
+    from sae_faithful.report import write_report
+    from sae_faithful.run_folder import RunFolder
+
+    folder = RunFolder(directory)
+    write_report(folder)
+    click.echo(f"report: {folder.report_file}")
+
+
+@main.command()
+def plugins() -> None:
+    """List every installed plugin: kind, name, where it comes from, what it is.
+
+    Example: sae-faithful plugins
+    """
+    from sae_faithful.registry import KINDS, load_plugins
+
+    manager = load_plugins()
+    rows = [
+        (one.kind, one.name, f"{one.distribution} {one.version}".strip(), one.summary)
+        for kind in KINDS
+        for one in manager.registrations(kind).values()
+    ]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    for row in rows:
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+
+
+def _run(file: Path, output: Path | None, overrides: tuple[str, ...], until: str) -> RunFolder:
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.experiment import run as run_experiment
+
+    return run_experiment(ExperimentConfig.from_file(file, overrides), output=output, until=until)

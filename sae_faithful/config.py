@@ -1,0 +1,227 @@
+"""The config: SAELens's own, plus plugin names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
+
+from sae_faithful.interfaces import UsageError
+from sae_faithful.registry import unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+DEFAULT_HOOK = LanguageModelSAERunnerConfig.hook_name
+BASE_VARIANT = "base"
+
+
+@dataclass
+class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
+    """A SAELens config with plugin names in it.
+
+    SAELens's fields keep their names, types and defaults (but `dataset_trust_remote_code`, which is off).
+    Everything that can be said in a file is checked by `from_dict`; plugins and model by `sae_faithful.run`.
+
+    Raises:
+        UsageError: a name that cannot be a folder's, repeated seeds, hooks that contradict each other.
+    """
+
+    dataset_trust_remote_code: bool = False
+
+    sources: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Texts to train on, each alone: `NAME: {plugin: PLUGIN, option: value, ...}`. All give equally many tokens."""
+    datasets: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Texts to measure on and never train on; same syntax."""
+    sae_seeds: list[int] = field(default_factory=list[int])
+    """Seeds of the SAEs' initialisations, trained together on identical batches; default: [`seed`]."""
+    hook_names: list[str] = field(default_factory=list[str])
+    """Several hooks, read in one pass of the model; default: [`hook_name`]."""
+    variants: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Named overrides of `sae`'s fields, trained in the same pass; default: `base: {}`."""
+    evaluators: list[Any] = field(default_factory=list[Any])
+    """What to measure: plugin names, or `{NAME: {option: value, ...}}`."""
+    typicality_tokens: int = 200_000
+    """At most so many tokens of each source and dataset are scored for its typicality gap."""
+
+    threads: int | None = None
+    """PyTorch's CPU threads; default: PyTorch's own choice. Results are bit-identical at equal thread counts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sae_seeds = list(self.sae_seeds) or [self.seed]
+        if len(set(self.sae_seeds)) < len(self.sae_seeds):
+            raise UsageError(f"sae_seeds {self.sae_seeds} has duplicate seeds; each SAE needs its own")
+        if self.hook_names and self.hook_name not in (DEFAULT_HOOK, *self.hook_names):
+            raise UsageError(f"hook_name '{self.hook_name}' is not among hook_names {self.hook_names}")
+        self.hook_names = list(dict.fromkeys(self.hook_names)) or [self.hook_name]
+        self.hook_name = self.hook_names[0]
+        self.variants = dict(self.variants) or {BASE_VARIANT: {}}
+        self.sources = {name: _spec(f"sources.{name}", spec) for name, spec in self.sources.items()}
+        self.datasets = {name: _spec(f"datasets.{name}", spec) for name, spec in self.datasets.items()}
+        for name in [*self.sources, *self.datasets, *self.variants]:
+            if not NAME.fullmatch(str(name)):
+                raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+        both = sorted(set(self.sources) & set(self.datasets))
+        if both:
+            raise UsageError(f"'{both[0]}' names both a source and a dataset")
+
+    @classmethod
+    def from_dict(cls, cfg_dict: dict[str, Any]) -> ExperimentConfig:
+        """From a dict as in a config file, or as SAELens's `to_dict` writes it.
+
+        Raises:
+            UsageError: an unknown key, a value of the wrong type, an unknown architecture.
+        """
+        values = dict(cfg_dict)
+        names = [entry.name for entry in dataclasses.fields(cls)]
+        _refuse_unknown(values, names, "config field", "")
+        if "sae" not in values:
+            raise UsageError("the config needs 'sae', for example sae: {architecture: topk, d_sae: 4096, k: 32}")
+        sae = values.pop("sae")
+        logger = values.pop("logger", None) or {}
+        if isinstance(logger, dict):
+            hints = get_type_hints(LoggingConfig)
+            _refuse_unknown(logger, list(hints), "field", "logger.")
+            logger = LoggingConfig(**_coerce(logger, hints, "logger."))
+        checked = _coerce(values, get_type_hints(cls), "")
+        sae_config = sae_config_from_dict(sae, checked) if isinstance(sae, dict) else sae
+        config = cls(sae=sae_config, logger=logger, **checked)
+        # SAELens appends a random id on construction; what was written down is what is meant.
+        if "checkpoint_path" in checked:
+            config.checkpoint_path = checked["checkpoint_path"]
+        return config
+
+    @classmethod
+    def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+        """From a YAML or JSON file, with `key=value` overrides (dots reach into nested fields).
+
+        Raises:
+            UsageError: the file cannot be read or says something wrong; see `from_dict`.
+        """
+        return cls.from_dict(apply_overrides(read_config_file(path), overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As SAELens's, ready for JSON; `from_dict` reads it back."""
+        # A round trip through JSON turns tuples into lists, as a file would.
+        return json.loads(json.dumps(super().to_dict(), default=str))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file (JSON is YAML)."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"config file '{path}' does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file '{path}' cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"config file '{path}' is not YAML: {reason}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"config file '{path}' holds {type(content).__name__}, not a mapping of fields")
+    return content
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`content` with each `key=value` put in; values are read as YAML."""
+    result = json.loads(json.dumps(content, default=str))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set '{override}' is not KEY=VALUE, for example --set sae.k=16")
+        *parents, last = key.split(".")
+        target = result
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"--set {key}: '{parent}' holds a single value, not fields")
+        target[last] = yaml.safe_load(text)
+    return result
+
+
+def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """SAELens's training config for an architecture, every field known and of its type.
+
+    `d_in` may be left out: the model at the config's hook says it.
+
+    Raises:
+        UsageError: unknown architecture or field, a value of the wrong type.
+    """
+    sae_class = training_config_class(sae.get("architecture"))
+    hints = get_type_hints(sae_class)
+    fields = {name: value for name, value in sae.items() if name != "architecture"}
+    names = [entry.name for entry in dataclasses.fields(sae_class)]
+    _refuse_unknown(fields, names, f"field of {sae['architecture']}", "sae.")
+    metadata = fields.pop("metadata", None)
+    checked = _coerce(fields, hints, "sae.")
+    if checked.get("d_in") is None:
+        checked["d_in"] = _d_in(config)
+    if "d_sae" not in checked:
+        raise UsageError("sae needs 'd_sae', the number of latents")
+    try:
+        # `from_dict` restores the metadata that a config written by SAELens carries.
+        extra = {} if metadata is None else {"metadata": metadata}
+        return sae_class.from_dict({**checked, **extra, "architecture": sae["architecture"]})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"sae: {error}") from None
+
+
+def training_config_class(architecture: object) -> Any:
+    """The SAELens training config class of an architecture, ours registered first."""
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    from sae_faithful.architectures import register_architectures
+
+    register_architectures()
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise UsageError(unknown("architecture", str(architecture), sorted(SAE_TRAINING_CLASS_REGISTRY), "installed"))
+    return SAE_TRAINING_CLASS_REGISTRY[str(architecture)][1]
+
+
+def _d_in(config: Mapping[str, Any]) -> int:
+    from sae_faithful.language_model import LanguageModel
+
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(LanguageModelSAERunnerConfig)}
+    hooks = config.get("hook_names") or [config.get("hook_name", DEFAULT_HOOK)]
+    model = LanguageModel(
+        name=config.get("model_name", defaults["model_name"]),
+        class_name=config.get("model_class_name", defaults["model_class_name"]),
+        hook_head_index=config.get("hook_head_index"),
+        from_pretrained_kwargs=config.get("model_from_pretrained_kwargs") or {},
+    )
+    return model.hook_size(hooks[0])
+
+
+def _spec(where: str, spec: Any) -> dict[str, Any]:
+    if isinstance(spec, str):
+        return {"plugin": spec}
+    if not isinstance(spec, dict) or not isinstance(spec.get("plugin"), str):
+        raise UsageError(f"{where} = {spec!r}: expected {{plugin: NAME, option: value, ...}}")
+    return dict(spec)
+
+
+def _refuse_unknown(values: Mapping[str, Any], names: Sequence[str], kind: str, prefix: str) -> None:
+    for key in values:
+        if key not in names:
+            raise UsageError(unknown(kind, f"{prefix}{key}", [f"{prefix}{name}" for name in names]))
+
+
+def _coerce(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Each value as its field's type: PyYAML reads 3e-4 as a string, SAELens keeps whatever it is given."""
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        try:
+            checked[key] = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError as error:
+            messages = "; ".join(dict.fromkeys(entry["msg"] for entry in error.errors(include_url=False)))
+            raise UsageError(f"{prefix}{key} = {value!r}: {messages}") from None
+    return checked

@@ -1,0 +1,257 @@
+"""Step 1: each source and dataset becomes tokens on disk, with a card that says what they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_faithful.hashing import derive_seed
+from sae_faithful.interfaces import EvalResult, RunError, SourceRequest
+from sae_faithful.metrics.typicality import TypicalityGap, typicality_gap
+from sae_faithful.run_folder import Step, cache_dir, write_json
+from sae_faithful.tokens import TokenSet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.plan import Plan, PlannedText
+    from sae_faithful.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+TRAIN_FILE = "train.arrow"
+HELD_OUT_FILE = "held_out.arrow"
+CARD_FILE = "card.json"
+
+RANDOM_TOKENS = "uniform_random_tokens"
+RANDOM_TOKENS_SCORED = 2_000
+"""So far from any model's text that a few rows settle it."""
+
+LONGEST_SCORED = 1_024
+TOKENS_PER_FORWARD = 1_024
+
+
+@dataclass(frozen=True)
+class Text:
+    """A source or dataset on disk."""
+
+    name: str
+    train: TokenSet | None
+    """None for datasets."""
+    held_out: TokenSet
+    card: dict[str, Any]
+
+
+def prepare_texts(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder
+) -> dict[str, Text]:
+    """Load every source and dataset that is not on disk yet; sources first.
+
+    Raises:
+        RunError: a source gives rows the model cannot take, or too few of them.
+    """
+    texts: dict[str, Text] = {}
+    for planned in plan.texts:
+        step = planned.step(model.identity)
+        if folder.finished(step):
+            log.info("data/%s: reused", planned.name)
+        else:
+            log.info("data/%s: %s tokens from %s", planned.name, f"{planned.n_tokens:,}", planned.plugin)
+            _write_text(planned, config, model, folder, step)
+        texts[planned.name] = open_text(folder.data_dir(planned.name))
+    if plan.texts:
+        _write_random_tokens_card(config, model, folder)
+    return texts
+
+
+def open_text(folder: Path) -> Text:
+    """What step 1 wrote, memory-mapped."""
+    card = json.loads((folder / CARD_FILE).read_text())
+    prompt_length = card["prompt_length"]
+    train = folder / TRAIN_FILE
+    return Text(
+        name=card["name"],
+        train=TokenSet.open(train, prompt_length=prompt_length) if train.exists() else None,
+        held_out=TokenSet.open(folder / HELD_OUT_FILE, prompt_length=prompt_length),
+        card=card,
+    )
+
+
+def load_tokens(planned: PlannedText, config: ExperimentConfig, model: LanguageModel) -> TokenSet:
+    """What the source gives, checked.
+
+    Raises:
+        RunError: rows of the wrong length, ids outside the vocabulary, too few tokens to train on.
+    """
+    request = SourceRequest(
+        name=planned.name,
+        n_tokens=planned.n_tokens,
+        context_size=config.context_size,
+        prepend_bos=config.prepend_bos,
+        seed=config.seed,
+        cache_dir=cache_dir(),
+        language_model=model,
+    )
+    tokens = planned.source.load(request)
+    owner = f"source plugin '{planned.plugin}' (for '{planned.name}')"
+    tokens.check(owner, context_size=config.context_size, vocab_size=model.vocab_size)
+    wanted = planned.n_tokens // config.context_size * config.context_size
+    if planned.trained_on and tokens.n_tokens < wanted:
+        raise RunError(
+            f"{owner} gave {tokens.n_tokens:,} distinct tokens of the {wanted:,} that every source must give; "
+            f"lower sources.{planned.name}.n_tokens or give it more text"
+        )
+    return tokens.head(planned.n_tokens // config.context_size)
+
+
+def typicality_results(texts: Sequence[tuple[str, dict[str, Any]]]) -> list[EvalResult]:
+    """The typicality gaps on the cards, as rows of results."""
+    rows: list[EvalResult] = []
+    for name, card in texts:
+        gap = card["typicality"]
+        common = {"evaluator": "typicality", "dataset": name, "n": gap["n_tokens"]}
+        rows.append(
+            EvalResult(
+                metric="typicality_gap", value=gap["gap"], unit="nats/token",
+                ci_low=gap["ci_low"], ci_high=gap["ci_high"], reason=gap["reason"], **common,
+            )
+        )  # fmt: skip
+        reason = "a standard normal deviate when the text is the model's own"
+        rows.append(EvalResult(metric="typicality_z", value=gap["z"], unit="SD", reason=reason, **common))
+    return rows
+
+
+def random_tokens_card(folder: RunFolder) -> dict[str, Any]:
+    """The card of the uniform random tokens that typicality gaps are seen beside."""
+    return json.loads((folder.root / _random_tokens_path() / CARD_FILE).read_text())
+
+
+def measure_typicality(
+    documents: Sequence[np.ndarray], prompt_length: int, model: LanguageModel, n_tokens: int, seed: int
+) -> TypicalityGap:
+    """Score up to `n_tokens` tokens of whole documents, drawn at random, by fresh forward passes.
+
+    Every token after the prompt counts, EOS too where it was drawn: to leave a token out because of what it
+    is would bias the mean. Documents longer than 1,024 tokens are scored up to there.
+    """
+    limit = min(model.context_limit or LONGEST_SCORED, LONGEST_SCORED)
+    order = np.random.default_rng(seed).permutation(len(documents))
+    chosen: list[np.ndarray] = []
+    scored = 0
+    for index in order:
+        document = documents[index][:limit]
+        if len(document) <= prompt_length:
+            continue
+        chosen.append(document[: prompt_length + n_tokens - scored])
+        scored += len(chosen[-1]) - prompt_length
+        if scored >= n_tokens:
+            break
+    # Similar lengths together waste little on padding; the order does not matter to sums.
+    chosen.sort(key=len)
+    parts: list[tuple[np.ndarray, ...]] = []
+    start = 0
+    while start < len(chosen):
+        size = max(1, TOKENS_PER_FORWARD // len(chosen[min(start + 1, len(chosen) - 1)]))
+        batch = chosen[start : start + size]
+        parts += [(*scores, np.full(len(scores[0]), start + i)) for i, scores in enumerate(_score(batch, prompt_length, model))]
+        start += len(batch)
+    surprise, entropy, variance, document = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return typicality_gap(surprise, entropy, variance, document)
+
+
+def _score(
+    documents: Sequence[np.ndarray], prompt_length: int, model: LanguageModel
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Surprise, entropy and variance of every drawn token of each document."""
+    import torch
+
+    longest = max(len(document) for document in documents)
+    # Padding stands after every scored token, and attention looks back only: its value is of no matter.
+    tokens = torch.full((len(documents), longest), model.bos_token_id, dtype=torch.long)
+    for row, document in enumerate(documents):
+        tokens[row, : len(document)] = torch.from_numpy(document.astype(np.int64))
+    logits = model.logits(tokens)[:, :-1].float()
+    log_p = torch.log_softmax(logits, dim=-1)
+    del logits
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(-1)
+    variance = (p * log_p.square()).sum(-1) - entropy.square()
+    surprise = -log_p.gather(-1, tokens[:, 1:, None].to(log_p.device))[..., 0]
+    columns = [column.double().cpu().numpy() for column in (surprise, entropy, variance)]
+    return [
+        tuple(column[row, prompt_length - 1 : len(document) - 1] for column in columns)  # pyright: ignore[reportReturnType]
+        for row, document in enumerate(documents)
+    ]
+
+
+def _write_text(
+    planned: PlannedText, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, step: Step
+) -> None:
+    tokens = load_tokens(planned, config, model)
+    with folder.writing(step) as partial:
+        if planned.trained_on:
+            train, held_out = tokens.split()
+            train.save(partial / TRAIN_FILE)
+        else:
+            train, held_out = None, tokens
+        held_out.save(partial / HELD_OUT_FILE)
+        # Read back from disk: what is proven is what will be trained on.
+        proven = TokenSet.open(partial / (TRAIN_FILE if train is not None else HELD_OUT_FILE))
+        log.info("data/%s: measuring the typicality gap", planned.name)
+        gap = measure_typicality(
+            proven.documents(model.bos_token_id),
+            tokens.prompt_length,
+            model,
+            config.typicality_tokens,
+            derive_seed(config.seed, "typicality", planned.name),
+        )
+        card = {
+            "name": planned.name,
+            "plugin": planned.plugin,
+            "options": asdict(planned.source),  # pyright: ignore[reportArgumentType]
+            "model": model.identity,
+            "context_size": config.context_size,
+            "prompt_length": tokens.prompt_length,
+            "rows": {"train": len(train) if train is not None else 0, "held_out": len(held_out)},
+            "made": dict(tokens.card),
+            "typicality": _plain_gap(gap),
+        }
+        write_json(partial / CARD_FILE, card)
+
+
+def _write_random_tokens_card(config: ExperimentConfig, model: LanguageModel, folder: RunFolder) -> None:
+    n_tokens = min(config.typicality_tokens, RANDOM_TOKENS_SCORED)
+    settings = {"seed": config.seed, "context_size": config.context_size, "n_tokens": n_tokens}
+    step = Step(_random_tokens_path(), settings, {"model": model.identity})
+    if folder.finished(step):
+        return
+    rng = np.random.default_rng(derive_seed(config.seed, "typicality", RANDOM_TOKENS))
+    ordinary = np.setdiff1d(np.arange(model.vocab_size), model.special_token_ids)
+    rows = rng.choice(ordinary, size=(-(-n_tokens // (config.context_size - 1)), config.context_size))
+    rows[:, 0] = model.bos_token_id
+    with folder.writing(step) as partial:
+        gap = measure_typicality(list(rows), 1, model, n_tokens, config.seed)
+        write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})
+
+
+def _random_tokens_path() -> str:
+    return f"references/{RANDOM_TOKENS}"
+
+
+def _plain_gap(gap: TypicalityGap) -> dict[str, Any]:
+    return {
+        "gap": gap.gap,
+        "ci_low": gap.interval.low,
+        "ci_high": gap.interval.high,
+        "reason": gap.interval.reason,
+        "z": gap.z,
+        "n_tokens": gap.n_tokens,
+        "n_documents": gap.n_documents,
+    }

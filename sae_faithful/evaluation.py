@@ -1,0 +1,202 @@
+"""Step 4: every evaluator's observers in one pass of the model, then what the evaluators make of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError
+from sae_faithful.run_folder import write_json, write_text
+from sae_faithful.tokens import special_token_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    import torch
+
+    from sae_faithful.interfaces import EvalContext, Observer
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.plan import PlannedEvaluator
+    from sae_faithful.run_folder import RunFolder
+    from sae_faithful.sae_handle import SAEHandle
+    from sae_faithful.tokens import TokenSet
+
+log = logging.getLogger(__name__)
+
+ROWS_FILE = "rows.jsonl"
+FEATURES_FILE = "features.parquet"
+KEY = ["source", "hook", "variant", "seed", "latent"]
+LATENTS_PER_BATCH = 2**26
+"""At most so many latents (256 MiB in float32) of one SAE are held at a time."""
+
+
+@dataclass
+class Batch:
+    """An `ActivationBatch`; latents are computed on first use and kept for the other observers."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    activations: torch.Tensor
+    first_row: int
+    _latents: dict[int, torch.Tensor] = field(default_factory=dict["int", "torch.Tensor"])
+
+    def latents(self, handle: SAEHandle) -> torch.Tensor:
+        """The SAE's latents [rows, context, d_sae]."""
+        if id(handle) not in self._latents:
+            self._latents[id(handle)] = handle.encode(self.activations)
+        return self._latents[id(handle)]
+
+
+def evaluate(
+    evaluators: Sequence[PlannedEvaluator],
+    context: EvalContext,
+    folder: RunFolder,
+    inputs: Mapping[str, Any],
+    batch_rows: int,
+    seqpos_slice: tuple[int | None, ...] = (None,),
+) -> None:
+    """Run the evaluators that are not done yet and write what they yield.
+
+    Raises:
+        RunError: an evaluator yields something that is no result (the evaluator is named).
+    """
+    missing = [planned for planned in evaluators if not folder.finished(planned.step(inputs))]
+    for planned in evaluators:
+        if planned not in missing:
+            log.info("results/%s: reused", planned.name)
+    observers = {planned.name: list(planned.evaluator.observers(context)) for planned in missing}
+    observe([one for group in observers.values() for one in group], context, batch_rows, seqpos_slice)
+    for planned in missing:
+        log.info("results/%s", planned.name)
+        step = planned.step(inputs)
+        with folder.writing(step) as partial:
+            results = planned.evaluator.evaluate(context, observers[planned.name])
+            _write_results(planned.name, step.hash, results, partial)
+
+
+def observe(
+    observers: Sequence[Observer],
+    context: EvalContext,
+    batch_rows: int,
+    seqpos_slice: tuple[int | None, ...] = (None,),
+) -> None:
+    """Show every observer its token set at its hook: one pass of the model a token set, for all hooks in it."""
+    groups: dict[int, list[Observer]] = {}
+    for observer in observers:
+        groups.setdefault(id(observer.tokens), []).append(observer)
+    for group in groups.values():
+        _observe_tokens(group[0].tokens, group, context, batch_rows, seqpos_slice)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that one evaluator wrote."""
+    return [json.loads(line) for line in (folder / ROWS_FILE).read_text().splitlines()]
+
+
+def merge_features(folders: Mapping[str, Path]) -> pd.DataFrame | None:
+    """All evaluators' per-latent columns, joined on source, hook, variant, seed and latent."""
+    import pandas as pd
+
+    merged: pd.DataFrame | None = None
+    for folder in folders.values():
+        path = folder / FEATURES_FILE
+        if path.exists():
+            table = pd.read_parquet(path)
+            merged = table if merged is None else merged.merge(table, on=KEY, how="outer")
+    return merged
+
+
+def _observe_tokens(
+    tokens: TokenSet,
+    observers: Sequence[Observer],
+    context: EvalContext,
+    batch_rows: int,
+    seqpos_slice: tuple[int | None, ...],
+) -> None:
+    import torch
+    from tqdm import tqdm
+
+    hooks = list(dict.fromkeys(observer.hook for observer in observers))
+    widest = max((handle.d_sae for handle in context.handles), default=1)
+    rows = max(1, min(batch_rows, LATENTS_PER_BATCH // (widest * tokens.context_size)))
+    names = {id(held_out): name for name, held_out in context.held_out.items()}
+    kept = np.zeros(tokens.context_size, bool)
+    kept[slice(*seqpos_slice)] = True
+    for start in tqdm(
+        range(0, len(tokens), rows), desc=f"measuring on {names.get(id(tokens), 'generated tokens')}", leave=False
+    ):
+        ids = tokens.rows(start, start + rows)
+        mask = special_token_mask(ids, context.language_model.special_token_ids) & kept
+        batch_tokens = torch.from_numpy(ids)
+        activations = context.language_model.activations(batch_tokens, hooks)
+        for hook in hooks:
+            device = activations[hook].device
+            batch = Batch(batch_tokens.to(device), torch.from_numpy(mask).to(device), activations[hook], start)
+            for observer in observers:
+                if observer.hook == hook:
+                    observer.update(batch)
+
+
+def _write_results(
+    evaluator: str, config_hash: str, results: Iterable[EvalResult | FeatureTable | Artifact], folder: Path
+) -> None:
+    rows: list[EvalResult] = []
+    tables: list[pd.DataFrame] = []
+    for result in results:
+        if isinstance(result, EvalResult):
+            rows.append(_checked(replace(result, evaluator=evaluator, config_hash=config_hash)))
+        elif isinstance(result, FeatureTable):
+            tables.append(_feature_frame(evaluator, result))
+        elif isinstance(result, Artifact):
+            _write_artifact(result, folder / "artifacts")
+        else:
+            raise RunError(
+                f"evaluator '{evaluator}' yielded {type(result).__name__}, not EvalResult, FeatureTable or Artifact"
+            )
+    write_text(folder / ROWS_FILE, "".join(row_to_json(row) + "\n" for row in rows))
+    if tables:
+        import pandas as pd
+
+        frames = pd.concat(tables, ignore_index=True)
+        # One SAE may come in several tables: one row a latent.
+        frames.groupby(KEY, as_index=False, sort=False).first().to_parquet(folder / FEATURES_FILE, index=False)
+
+
+def row_to_json(row: EvalResult) -> str:
+    """One line of `results.jsonl`."""
+    return json.dumps(asdict(row), allow_nan=False, ensure_ascii=False)
+
+
+def _checked(row: EvalResult) -> EvalResult:
+    for name in ("value", "ci_low", "ci_high"):
+        number = getattr(row, name)
+        if number is not None and not math.isfinite(number):
+            raise RunError(f"evaluator '{row.evaluator}', metric '{row.metric}': {name} is {number}")
+    if (row.value is None or row.ci_low is None or row.ci_high is None) and not row.reason:
+        raise RunError(f"evaluator '{row.evaluator}', metric '{row.metric}': no interval and no reason why")
+    return row
+
+
+def _feature_frame(evaluator: str, table: FeatureTable) -> pd.DataFrame:
+    import pandas as pd
+
+    handle = table.handle
+    key = dict(zip(KEY[:-1], handle.key, strict=True))
+    columns = {f"{evaluator}.{name}": np.asarray(column) for name, column in table.columns.items()}
+    return pd.DataFrame({**key, "latent": np.arange(handle.d_sae), **columns})
+
+
+def _write_artifact(artifact: Artifact, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{artifact.name}.{ {'json': 'json', 'text': 'txt', 'html': 'html'}[artifact.kind] }"
+    if artifact.kind == "json":
+        write_json(path, artifact.content)
+    else:
+        write_text(path, str(artifact.content))

@@ -1,0 +1,197 @@
+"""A whole run: five steps that meet only in the run folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.architectures import register_architectures
+from sae_faithful.data import RANDOM_TOKENS, Text, prepare_texts, random_tokens_card, typicality_results
+from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
+from sae_faithful.interfaces import EvalContext, UsageError
+from sae_faithful.language_model import LanguageModel
+from sae_faithful.plan import Plan, make_plan
+from sae_faithful.registry import load_plugins
+from sae_faithful.report import write_report
+from sae_faithful.run_folder import RunFolder, write_aside, write_json, write_text
+from sae_faithful.sae_handle import SAEHandle
+from sae_faithful.training import train_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformer_lens.HookedTransformer import HookedRootModule
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.registry import PluginManager
+    from sae_faithful.run_folder import Step
+
+RECORDED = ("sae-faithful", "sae-lens", "transformer-lens", "torch", "transformers", "datasets", "numpy", "scipy")
+ESTIMATED_NORMS = ("expected_average_only_in", "covariance_whitening")
+STOPS = ("data", "saes", "results")
+
+
+def run(
+    config: ExperimentConfig,
+    *,
+    output: Path | str | None = None,
+    plugins: PluginManager | None = None,
+    override_model: HookedRootModule | None = None,
+    until: str = "results",
+) -> RunFolder:
+    """Do what `config` says and return the folder that holds it; finished steps are not done again.
+
+    Args:
+        config: what to do.
+        output: the run folder; default: the config's `output_path`.
+        plugins: default: every installed plugin.
+        override_model: a model made in code, in place of `config.model_name`, as in SAELens's runners.
+        until: stop after the step `data` or `saes`; default: all five.
+
+    Raises:
+        UsageError: the config asks for something impossible; nothing has been written.
+        RunError: a source, an SAE or an evaluator fails; what was finished stays.
+    """
+    if until not in STOPS:
+        raise UsageError(f"unknown step '{until}'; choices: {', '.join(STOPS)}")
+    plugins = plugins or load_plugins()
+    register_architectures(plugins)
+    model = LanguageModel.from_config(config, config.hook_names, override_model)
+    plan = make_plan(config, plugins, model)
+    folder = RunFolder(output or config.output_path or "output")
+    folder.check_settings(_steps_by_settings(plan, model))
+    _set_threads(config)
+    with folder.locked():
+        folder.clear_partial()
+        texts = prepare_texts(plan, config, model, folder)
+        _write_record(config, plan, model, texts, folder)
+        if until == "data":
+            return folder
+        trained = _train(plan, config, model, texts, folder)
+        if until == "saes":
+            return folder
+        _evaluate(plan, config, model, texts, trained, folder)
+        _collect(plan, texts, folder)
+        write_report(folder)
+        plugins.hook.publish(run_folder=folder.root)
+    return folder
+
+
+def _train(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
+) -> dict[str, tuple[Step, SAEHandle]]:
+    """Step 2, and step 3: a handle for every SAE on disk, by its path."""
+    trained: dict[str, tuple[Step, SAEHandle]] = {}
+    for source, dataset_path, inputs in _training_inputs(plan, model):
+        tokens = texts[source].train if source in texts else None
+        train_source(source, plan.saes, config, model, folder, inputs, tokens, dataset_path)
+        for sae in plan.saes:
+            step = sae.step(source, inputs)
+            identity: dict[str, Any] = {"source": source, "hook": sae.hook, "variant": sae.variant, "seed": sae.seed}
+            handle = SAEHandle.from_disk(folder.root / step.path, device=config.device, **identity)
+            trained[step.path] = (step, handle)
+    return trained
+
+
+def _evaluate(
+    plan: Plan,
+    config: ExperimentConfig,
+    model: LanguageModel,
+    texts: dict[str, Text],
+    trained: dict[str, tuple[Step, SAEHandle]],
+    folder: RunFolder,
+) -> None:
+    """Step 4."""
+    context = EvalContext(
+        handles=[handle for _, handle in trained.values()],
+        held_out={name: text.held_out for name, text in texts.items()},
+        sources=[text.name for text in plan.sources],
+        language_model=model,
+        seed=config.seed,
+    )
+    inputs = {
+        "model": model.identity,
+        "saes": {path: step.hash for path, (step, _) in trained.items()},
+        "data": {text.name: text.step(model.identity).hash for text in plan.texts},
+    }
+    rows = config.eval_batch_size_prompts or config.store_batch_size_prompts
+    evaluate(plan.evaluators, context, folder, inputs, rows, config.seqpos_slice)
+
+
+def _collect(plan: Plan, texts: dict[str, Text], folder: RunFolder) -> None:
+    """Step 5: every evaluator's rows and columns in one file each."""
+    cards = [(name, text.card) for name, text in texts.items()]
+    if texts:
+        cards.append((RANDOM_TOKENS, random_tokens_card(folder)))
+    lines = [row_to_json(row) + "\n" for row in typicality_results(cards)]
+    results = {planned.name: folder.result_dir(planned.name) for planned in plan.evaluators}
+    for path in results.values():
+        lines += [json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path)]
+    write_text(folder.results_file, "".join(lines))
+    features = merge_features(results)
+    if features is None:
+        folder.features_file.unlink(missing_ok=True)
+    else:
+        write_aside(folder.features_file, lambda path: features.to_parquet(path, index=False))
+
+
+def _training_inputs(plan: Plan, model: LanguageModel) -> list[tuple[str, str, dict[str, Any]]]:
+    """For each source: its name, the dataset path its SAEs name, and what determines its data."""
+    # SAEs that estimate a norm draw batches from the stream they share with the others.
+    shared = {"estimates_norm": any(sae.config.normalize_activations in ESTIMATED_NORMS for sae in plan.saes)}
+    if plan.stock_dataset is not None:
+        name = plan.stock_dataset.strip("/").replace("/", "--")
+        return [(name, plan.stock_dataset, {"dataset_path": plan.stock_dataset, "model": model.identity, **shared})]
+    return [
+        (text.name, text.plugin, {"data": text.step(model.identity).hash, "model": model.identity, **shared})
+        for text in plan.sources
+    ]
+
+
+def _steps_by_settings(plan: Plan, model: LanguageModel) -> list[Step]:
+    """Every step of the plan, as far as the user's settings go."""
+    sources = [source for source, _, _ in _training_inputs(plan, model)]
+    return [
+        *(text.step(model.identity) for text in plan.texts),
+        *(sae.step(source, {}) for source in sources for sae in plan.saes),
+        *(evaluator.step({}) for evaluator in plan.evaluators),
+    ]
+
+
+def _set_threads(config: ExperimentConfig) -> None:
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def _write_record(
+    config: ExperimentConfig, plan: Plan, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
+) -> None:
+    """The resolved config, which gives the same data anywhere, and what the run was made with."""
+    import torch
+
+    resolved = config.to_dict()
+    resolved["threads"] = torch.get_num_threads()
+    for planned in plan.texts:
+        kind = "sources" if planned.trained_on else "datasets"
+        card = texts[planned.name].card
+        spec = {"plugin": planned.plugin, **card["options"], **card["made"].get("resolved_options", {})}
+        resolved[kind][planned.name] = spec
+    write_json(folder.config_file, resolved)
+    manifest = {
+        "model": model.identity,
+        "versions": {name: metadata.version(name) for name in RECORDED},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": config.device,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "sources": [text.name for text in plan.sources],
+        "datasets": [text.name for text in plan.texts if not text.trained_on],
+        "evaluators": [planned.name for planned in plan.evaluators],
+    }
+    write_json(folder.manifest_file, manifest)

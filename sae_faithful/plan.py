@@ -1,0 +1,316 @@
+"""What a config asks for, resolved and checked before any weights load."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.interfaces import UsageError
+from sae_faithful.run_folder import Step, data_path, result_path, sae_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.interfaces import Evaluator, Source
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.registry import PluginManager
+
+HELD_OUT = 0.1
+"""Share of every source that nothing is trained on."""
+
+NOT_IN_MULTI = ("compile_sae", "from_pretrained_path", "use_cached_activations")
+"""SAELens fields that its multi-SAE runner lacks."""
+
+# Fields that cannot change the trained weights: where things go, what is shown, where it runs.
+NOT_OF_TRAINING = {
+    "sae", "logger", "sources", "datasets", "sae_seeds", "hook_name", "hook_names", "hook_eval", "variants",
+    "evaluators", "typicality_tokens", "dataset_path", "dataset_trust_remote_code", "streaming",
+    "is_dataset_tokenized", "use_chat_formatting", "device", "llm_device", "act_store_device",
+    "prefetch_llm_batches", "n_eval_batches", "eval_batch_size_prompts", "n_checkpoints", "checkpoint_path",
+    "save_final_checkpoint", "output_path", "resume_from_checkpoint", "verbose", "sae_lens_version",
+    "sae_lens_training_version", "cached_activations_path", "prepend_bos", "sequence_separator_token",
+    "disable_concat_sequences", "threads",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlannedText:
+    """One source or dataset."""
+
+    name: str
+    plugin: str
+    source: Source
+    n_tokens: int
+    """Tokens to load, in whole rows."""
+    trained_on: bool
+    settings: Mapping[str, Any]
+
+    def step(self, model_identity: str) -> Step:
+        """Step 1 for this text."""
+        return Step(data_path(self.name), self.settings, {"model": model_identity})
+
+
+@dataclass(frozen=True)
+class PlannedSAE:
+    """One SAE of a source."""
+
+    hook: str
+    variant: str
+    seed: int
+    config: Any
+    """SAELens's training config, with this hook's `d_in`."""
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name within its source's runner, folder and W&B run."""
+        return f"{self.hook}/{self.variant}/seed{self.seed}"
+
+    def step(self, text: str, inputs: Mapping[str, Any]) -> Step:
+        """Step 2 for this SAE on one source."""
+        return Step(sae_path(text, self.hook, self.variant, self.seed), self.settings, inputs)
+
+
+@dataclass(frozen=True)
+class PlannedEvaluator:
+    """One evaluator with its options."""
+
+    name: str
+    evaluator: Evaluator
+    settings: Mapping[str, Any]
+
+    def step(self, inputs: Mapping[str, Any]) -> Step:
+        """Step 4 for this evaluator."""
+        return Step(result_path(self.name), self.settings, inputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run will do."""
+
+    texts: Sequence[PlannedText]
+    """Sources first, then datasets."""
+    saes: Sequence[PlannedSAE]
+    """The same for every source."""
+    evaluators: Sequence[PlannedEvaluator]
+    stock_dataset: str | None
+    """SAELens's own `dataset_path`, when no plugin gives the text."""
+
+    @property
+    def sources(self) -> list[PlannedText]:
+        """What is trained on."""
+        return [text for text in self.texts if text.trained_on]
+
+
+def make_plan(config: ExperimentConfig, plugins: PluginManager, model: LanguageModel) -> Plan:
+    """Resolve every name in `config` and check it against the plugins and the model's shape.
+
+    Raises:
+        UsageError: what is wrong, with the value and the choices.
+    """
+    saes = _saes(config, model)
+    specs = dict(config.sources)
+    stock = None
+    if not specs:
+        plugin = source_plugin_in_dataset_path(config.dataset_path, plugins)
+        if plugin is not None:
+            specs = {plugin: {"plugin": plugin}}
+        elif config.dataset_path:
+            stock = config.dataset_path
+        else:
+            raise UsageError(
+                "the config names no text to train on; add sources: {faithful: {plugin: self_generated}}"
+            )
+    texts = _texts(config, specs, plugins)
+    evaluators = _evaluators(config, plugins)
+    if stock is not None and evaluators:
+        raise UsageError(
+            f"evaluators need text held out from training; name it as a source: "
+            f"sources: {{web: {{plugin: hub_dataset, path: {stock}}}}} in place of dataset_path"
+        )
+    _check_saelens_fields(config, n_saes=len(saes), packed=stock is None)
+    _check_model(config, model)
+    return Plan(texts=texts, saes=saes, evaluators=evaluators, stock_dataset=stock)
+
+
+def source_plugin_in_dataset_path(path: str, plugins: PluginManager) -> str | None:
+    """The source plugin that a `dataset_path` names, or None where it is SAELens's to load.
+
+    Raises:
+        UsageError: it looks like a misspelt plugin name.
+    """
+    if not path or "/" in path:
+        return None
+    sources = list(plugins.registrations("source"))
+    if path in sources:
+        return path
+    # Old hub datasets have names without "/" too ("imdb"): only a near miss is an error.
+    near = difflib.get_close_matches(path, sources, n=1, cutoff=0.8)
+    if near:
+        raise UsageError(f"unknown source '{path}' in dataset_path (did you mean {near[0]}?)")
+    return None
+
+
+def _texts(config: ExperimentConfig, specs: Mapping[str, Any], plugins: PluginManager) -> list[PlannedText]:
+    sources = {name: _instance(plugins, f"sources.{name}", spec) for name, spec in specs.items()}
+    datasets = {name: _instance(plugins, f"datasets.{name}", spec) for name, spec in config.datasets.items()}
+    asked = {name: getattr(source, "n_tokens", None) for name, source in sources.items()}
+    amounts = {amount for amount in asked.values() if amount is not None}
+    if len(amounts) > 1:
+        listed = ", ".join(f"{name}: {amount}" for name, amount in asked.items() if amount is not None)
+        raise UsageError(f"every source gives the same number of distinct tokens, but n_tokens is {listed}")
+    n_tokens = next(iter(amounts), config.training_tokens)
+    n_measured = math.ceil(n_tokens * HELD_OUT)
+    planned = [_text(config, f"sources.{name}", specs[name], source, n_tokens) for name, source in sources.items()]
+    for name, dataset in datasets.items():
+        amount = getattr(dataset, "n_tokens", None) or n_measured
+        planned.append(_text(config, f"datasets.{name}", config.datasets[name], dataset, amount))
+    return planned
+
+
+def _text(
+    config: ExperimentConfig, key: str, spec: Mapping[str, Any], source: Source, n_tokens: int
+) -> PlannedText:
+    if n_tokens < config.context_size:
+        raise UsageError(f"{key}: {n_tokens} tokens are fewer than one row of context_size {config.context_size}")
+    settings = {
+        f"{key}.plugin": spec["plugin"],
+        **{f"{key}.{name}": value for name, value in _plain(source).items() if name != "n_tokens"},
+        f"{key}.n_tokens": n_tokens,
+        "typicality_tokens": config.typicality_tokens,
+        **_select(config, ("context_size", "prepend_bos", "seed", "model_name", "model_class_name")),
+    }
+    kind, _, name = key.partition(".")
+    return PlannedText(name, spec["plugin"], source, n_tokens, kind == "sources", settings)
+
+
+def _evaluators(config: ExperimentConfig, plugins: PluginManager) -> list[PlannedEvaluator]:
+    planned: list[PlannedEvaluator] = []
+    for entry in config.evaluators:
+        if isinstance(entry, str):
+            name, options = entry, {}
+        elif isinstance(entry, dict) and len(entry) == 1:
+            name, options = next(iter(entry.items()))
+        else:
+            raise UsageError(f"evaluators: {entry!r} is neither a name nor {{NAME: {{option: value}}}}")
+        if options is not None and not isinstance(options, dict):
+            raise UsageError(f"evaluators.{name}: {options!r} is not {{option: value}}")
+        evaluator = plugins.create("evaluator", name, options or {})
+        settings = {f"evaluators.{name}.{key}": value for key, value in _plain(evaluator).items()}
+        planned.append(PlannedEvaluator(name, evaluator, {**settings, "seed": config.seed}))
+    names = [entry.name for entry in planned]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise UsageError(f"evaluator '{repeated[0]}' is listed more than once")
+    return planned
+
+
+def _saes(config: ExperimentConfig, model: LanguageModel) -> list[PlannedSAE]:
+    from sae_faithful.config import sae_config_from_dict
+
+    base = config.sae.to_dict()
+    common = {
+        entry.name: _json(getattr(config, entry.name))
+        for entry in dataclasses.fields(config)
+        if entry.name not in NOT_OF_TRAINING
+    }
+    planned: list[PlannedSAE] = []
+    for hook in config.hook_names:
+        size = model.hook_size(hook)
+        for variant, override in config.variants.items():
+            if not isinstance(override, dict):
+                raise UsageError(f"variants.{variant} = {override!r}: expected fields of sae, {{d_sae: 4096}}")
+            merged = _merge(base, override)
+            # With several hooks, each SAE takes its own hook's size; a size given in the config must fit.
+            if hook == config.hook_names[0] or "d_in" in override:
+                if merged["d_in"] != size:
+                    raise UsageError(
+                        f"sae.d_in is {merged['d_in']}, but {config.model_name} has {size} activations at '{hook}'"
+                    )
+            merged["d_in"] = size
+            merged.pop("metadata", None)
+            sae = sae_config_from_dict(merged, {})
+            fields = {f"sae.{key}": value for key, value in _json(sae.to_dict()).items()}
+            settings = {**common, **{k: v for k, v in fields.items() if k not in ("sae.metadata", "sae.device")}}
+            planned += [
+                PlannedSAE(hook, variant, seed, dataclasses.replace(sae), settings) for seed in config.sae_seeds
+            ]
+    return planned
+
+
+def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `override`; another architecture keeps only the fields that both have."""
+    from sae_faithful.config import training_config_class
+
+    if override.get("architecture", base["architecture"]) == base["architecture"]:
+        return {**base, **override}
+    known = {entry.name for entry in dataclasses.fields(training_config_class(override["architecture"]))}
+    return {**{key: value for key, value in base.items() if key in known}, **override}
+
+
+def _check_saelens_fields(config: ExperimentConfig, *, n_saes: int, packed: bool) -> None:
+    buffer = config.n_batches_in_buffer * len(range(config.context_size)[slice(*config.seqpos_slice)])
+    if buffer < config.train_batch_size_tokens:
+        raise UsageError(
+            f"the activation buffer holds n_batches_in_buffer × context_size = {buffer} tokens, fewer than "
+            f"train_batch_size_tokens = {config.train_batch_size_tokens}; raise n_batches_in_buffer"
+        )
+    if n_saes > 1:
+        for name in NOT_IN_MULTI:
+            if getattr(config, name):
+                raise UsageError(
+                    f"{name} is set, but SAELens's multi-SAE runner lacks it; with {n_saes} SAEs "
+                    "(hooks × variants × seeds) leave it out, or train one"
+                )
+    if packed:
+        defaults = {entry.name: entry.default for entry in dataclasses.fields(type(config))}
+        for name in ("sequence_separator_token", "disable_concat_sequences", "use_chat_formatting"):
+            default = "bos" if name == "sequence_separator_token" else defaults[name]
+            if getattr(config, name) != default:
+                raise UsageError(f"{name} is for text that SAELens tokenises; sources pack documents with BOS between")
+    if config.resume_from_checkpoint is not None:
+        raise UsageError("resume_from_checkpoint: run the same command again; finished parts are kept")
+    if (config.model_from_pretrained_kwargs or {}).get("token"):
+        raise UsageError(
+            "model_from_pretrained_kwargs.token would be written into configs and W&B; log in with `hf auth login`"
+        )
+    if config.logger.log_to_wandb and not re.fullmatch(r"[\w./-]+", config.model_name):
+        raise UsageError(
+            f"model_name '{config.model_name}' cannot name a W&B artifact (letters, digits, '.', '_', '-', '/')"
+        )
+
+
+def _check_model(config: ExperimentConfig, model: LanguageModel) -> None:
+    limit = model.context_limit
+    if limit is not None and config.context_size > limit:
+        raise UsageError(f"context_size {config.context_size} is longer than the {limit} tokens {model.name} takes")
+
+
+def _instance(plugins: PluginManager, key: str, spec: Mapping[str, Any]) -> Source:
+    options = {name: value for name, value in spec.items() if name != "plugin"}
+    try:
+        return plugins.create("source", spec["plugin"], options)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    return _json(dataclasses.asdict(options))
+
+
+def _select(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: _json(getattr(config, name)) for name in names}
+
+
+def _json(value: Any) -> Any:
+    """As it would come back from a JSON file, so that settings compare equal after a reload."""
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,137 @@
+"""`report.md`: what was run, what came out, for terminals and pull requests."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.interfaces import UsageError
+from sae_faithful.run_folder import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sae_faithful.run_folder import RunFolder
+
+Row = dict[str, Any]
+
+
+def write_report(folder: RunFolder) -> None:
+    """Write `report.md` from what is in the folder.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+    write_text(folder.report_file, render(folder))
+
+
+def render(folder: RunFolder) -> str:
+    """The report as Markdown."""
+    rows, manifest, config = _read(folder)
+    parts = [
+        f"# {manifest['model'].partition('@')[0]}: SAEs on {_and(manifest['sources'])}",
+        _what_was_run(manifest, config),
+        "## Is the text the model's own?",
+        "The typicality gap is how much more surprised the model is than it expects to be, per token: zero in "
+        "expectation exactly for text it wrote itself, with |z| of order 1.",
+        _typicality_table(rows),
+    ]
+    for evaluator in manifest["evaluators"]:
+        own = [row for row in rows if row["evaluator"] == evaluator]
+        parts += [f"## {evaluator}", *_texts(folder, evaluator), _source_table(own, manifest["sources"])]
+    parts.append(
+        "Intervals are 95 %: over SAEs in the rows of a source, over documents in the typicality gap. Every number, "
+        "per-SAE rows too, is in `results.jsonl`; what each means and how its interval is made, in docs/metrics.md."
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def terminal_table(folder: RunFolder) -> str:
+    """The per-source numbers as text for a terminal."""
+    rows, manifest, _ = _read(folder)
+    tables = [_typicality_table(rows)]
+    for evaluator in manifest["evaluators"]:
+        own = [row for row in rows if row["evaluator"] == evaluator]
+        tables += [evaluator, *_texts(folder, evaluator), _source_table(own, manifest["sources"])]
+    return "\n\n".join(table for table in tables if table)
+
+
+def _read(folder: RunFolder) -> tuple[list[Row], Row, Row]:
+    if not folder.results_file.exists():
+        raise UsageError(f"{folder.root} holds no finished run: there is no {folder.results_file.name}")
+    rows = [json.loads(line) for line in folder.results_file.read_text(encoding="utf-8").splitlines()]
+    return rows, json.loads(folder.manifest_file.read_text()), json.loads(folder.config_file.read_text())
+
+
+def _what_was_run(manifest: Row, config: Row) -> str:
+    sae = config["sae"]
+    shape = f"{sae['architecture']}, {sae['d_sae']:,} latents"
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    return (
+        f"Model `{manifest['model']}`, hooks {_and(config['hook_names'])}; {shape}, variants "
+        f"{_and(list(config['variants']))}, seeds {_and([str(seed) for seed in config['sae_seeds']])}; "
+        f"{config['training_tokens']:,} training tokens each, context {config['context_size']}. "
+        f"{manifest['threads']} threads, device {manifest['device']}; {versions}."
+    )
+
+
+def _typicality_table(rows: Sequence[Row]) -> str:
+    gaps = {row["dataset"]: row for row in rows if row["metric"] == "typicality_gap"}
+    z = {row["dataset"]: row for row in rows if row["metric"] == "typicality_z"}
+    if not gaps:
+        return ""
+    body = [
+        [name, _value(row), f"{z[name]['value']:+.2f}", f"{row['n']:,}"] for name, row in gaps.items()
+    ]
+    return _table(["text", "typicality gap (nats/token)", "z", "tokens scored"], body)
+
+
+def _source_table(rows: Sequence[Row], sources: Sequence[str]) -> str:
+    """One line a number, one column a source."""
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    notes: dict[str, int] = {}
+    several = len({(row["hook"], row["variant"]) for row in rows}) > 1
+    for row in rows:
+        if row["seed"] is not None or row["source"] not in sources:
+            continue
+        place = f"{row['hook']}/{row['variant']}" if several else ""
+        key = (row["metric"], row["condition"] or "", row["subset"], row["dataset"] or "", place, row["unit"])
+        lines.setdefault(key, {})[row["source"]] = _value(row, notes)
+    if not lines:
+        return ""
+    columns = ["metric", "condition", "latents", "on", "hook/variant", "unit"]
+    used = [i for i in range(len(columns)) if any(key[i] for key in lines)]
+    body = [[*(key[i] for i in used), *(cells.get(source, "") for source in sources)] for key, cells in lines.items()]
+    table = _table([*(columns[i] for i in used), *sources], body)
+    return "\n\n".join([table, *(f"[{number}] {reason}" for reason, number in notes.items())])
+
+
+def _texts(folder: RunFolder, evaluator: str) -> list[str]:
+    """What the evaluator says in words."""
+    artifacts = folder.result_dir(evaluator) / "artifacts"
+    return [path.read_text(encoding="utf-8").strip() for path in sorted(artifacts.glob("*.txt"))]
+
+
+def _value(row: Row, notes: dict[str, int] | None = None) -> str:
+    value = "–" if row["value"] is None else _number(row["value"])
+    if row["ci_low"] is not None:
+        return f"{value} [{_number(row['ci_low'])}, {_number(row['ci_high'])}]"
+    if notes is not None and row["reason"]:
+        return f"{value} [{notes.setdefault(row['reason'], len(notes) + 1)}]"
+    return value
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in (header, *body)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _and(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

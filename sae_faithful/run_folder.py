@@ -1,0 +1,245 @@
+"""The run folder: where everything is, atomic writes, the lock, and which steps are already done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.hashing import hash_settings
+from sae_faithful.interfaces import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+STEP_FILE = "step.json"
+PARTIAL_PREFIX = ".partial-"
+
+
+def cache_dir() -> Path:
+    """Where costly things are kept for every run: `$SAE_FAITHFUL_CACHE`, else `~/.cache/sae_faithful`."""
+    return Path(os.environ.get("SAE_FAITHFUL_CACHE") or Path.home() / ".cache" / "sae_faithful").expanduser()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: a folder that appears whole or not at all."""
+
+    path: str
+    """Relative to the run folder, `/` between parts."""
+    settings: Mapping[str, Any]
+    """What the user chose for it, by config key: a finished step with other settings is an error."""
+    inputs: Mapping[str, Any]
+    """What came before it: a finished step with other inputs is done again."""
+
+    @property
+    def hash(self) -> str:
+        """Of settings and inputs: what determines the step's outcome."""
+        return hash_settings({"settings": dict(self.settings), "inputs": dict(self.inputs)})
+
+
+class RunFolder:
+    """Paths of a run, and the only writer into it."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.root / "config.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Versions, machine and options of the run, written once for all results."""
+        return self.root / "manifest.json"
+
+    @property
+    def results_file(self) -> Path:
+        """Every evaluator's rows."""
+        return self.root / "results.jsonl"
+
+    @property
+    def features_file(self) -> Path:
+        """Every evaluator's per-latent columns, one row a latent."""
+        return self.root / "features.parquet"
+
+    @property
+    def report_file(self) -> Path:
+        """The report for terminals and pull requests."""
+        return self.root / "report.md"
+
+    def data_dir(self, name: str) -> Path:
+        """`train.arrow`, `held_out.arrow` and `card.json` of one source or dataset."""
+        return self.root / data_path(name)
+
+    def sae_dir(self, source: str, hook: str, variant: str, seed: int) -> Path:
+        """One SAE as SAELens saves it."""
+        return self.root / sae_path(source, hook, variant, seed)
+
+    def result_dir(self, evaluator: str) -> Path:
+        """One evaluator's rows, feature table and artifacts."""
+        return self.root / result_path(evaluator)
+
+    def finished(self, step: Step) -> bool:
+        """Whether the step is done, with the same settings and inputs."""
+        record = self._record(step)
+        return record is not None and record["hash"] == step.hash
+
+    def check_settings(self, steps: list[Step]) -> None:
+        """Refuse to go on where a finished step was made with other settings.
+
+        Raises:
+            UsageError: naming the step and every config key that differs.
+        """
+        for step in steps:
+            record = self._record(step)
+            if record is None:
+                continue
+            made, wanted = record["settings"], json.loads(json.dumps(dict(step.settings)))
+            keys = [key for key in sorted({*made, *wanted}) if made.get(key) != wanted.get(key)]
+            if keys:
+                changes = ", ".join(f"{key}: {made.get(key)!r} there, {wanted.get(key)!r} now" for key in keys)
+                raise UsageError(
+                    f"{self.root} holds a finished step '{step.path}' made with other settings ({changes}); "
+                    "give another --output, restore the setting, or delete that folder"
+                )
+
+    @contextlib.contextmanager
+    def writing(self, step: Step) -> Iterator[Path]:
+        """A folder to write the step's files into; it takes its place when the block ends without error."""
+        target = self.root / step.path
+        partial = target.with_name(PARTIAL_PREFIX + target.name)
+        _remove(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        record = {"hash": step.hash, "settings": dict(step.settings), "inputs": dict(step.inputs)}
+        write_json(partial / STEP_FILE, record)
+        self.replace(partial, target)
+
+    def adopt(self, folder: Path, step: Step) -> None:
+        """Make `folder`, written whole inside the run folder, the step's outcome."""
+        write_json(
+            folder / STEP_FILE,
+            {"hash": step.hash, "settings": dict(step.settings), "inputs": dict(step.inputs)},
+        )
+        self.replace(folder, self.root / step.path)
+
+    @staticmethod
+    def replace(folder: Path, target: Path) -> None:
+        """Move a folder to its final place, in the place of what may be there."""
+        _sync_files(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            # A folder cannot be replaced in one call: the old one goes aside first, and is not missed,
+            # since its step has to be done again anyway.
+            old = target.with_name(PARTIAL_PREFIX + target.name + "-old")
+            _remove(old)
+            target.rename(old)
+            folder.rename(target)
+            _remove(old)
+        else:
+            folder.rename(target)
+
+    def clear_partial(self) -> None:
+        """Remove what a killed run left behind. Only for the owner of the lock."""
+        for path in sorted(self.root.rglob(PARTIAL_PREFIX + "*")):
+            _remove(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Own the run folder; a dead owner's lock is taken over.
+
+        Raises:
+            UsageError: another process owns it (its machine, process id and start are named).
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / ".lock"
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("a+"))
+            if not _try_lock(file.fileno()):
+                file.seek(0)
+                raise UsageError(f"{self.root} is in use by {file.read().strip() or 'another process'}")
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.seek(0)
+                file.truncate()
+
+    def _record(self, step: Step) -> dict[str, Any] | None:
+        try:
+            return json.loads((self.root / step.path / STEP_FILE).read_text())
+        except FileNotFoundError:
+            return None
+
+
+def data_path(name: str) -> str:
+    """Where a source's or dataset's tokens are, in the run folder."""
+    return f"data/{name}"
+
+
+def sae_path(source: str, hook: str, variant: str, seed: int) -> str:
+    """Where an SAE is, in the run folder."""
+    return f"saes/{source}/{hook}/{variant}/seed{seed}"
+
+
+def result_path(evaluator: str) -> str:
+    """Where an evaluator's results are, in the run folder."""
+    return f"results/{evaluator}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: aside, then renamed."""
+    write_aside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then put it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+    write(partial)
+    _sync(partial)
+    partial.replace(path)
+
+
+def _try_lock(descriptor: int) -> bool:
+    # The operating system releases the lock when its owner dies, however it dies.
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

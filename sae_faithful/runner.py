@@ -1,0 +1,81 @@
+"""The drop-in runner: SAELens's own, which understands a source plugin's name as `dataset_path`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from sae_lens import LanguageModelSAETrainingRunner
+
+from sae_faithful.architectures import register_architectures
+from sae_faithful.config import ExperimentConfig
+from sae_faithful.data import load_tokens
+from sae_faithful.interfaces import UsageError
+from sae_faithful.language_model import LanguageModel
+from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
+from sae_faithful.registry import load_plugins
+from sae_faithful.training import guard_against_nan, initialise, run_seeded
+
+if TYPE_CHECKING:
+    from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
+    from sae_lens.saes.sae import TrainingSAE
+    from transformer_lens.HookedTransformer import HookedRootModule
+
+    from sae_faithful.registry import PluginManager
+
+
+class PluginTrainingRunner(LanguageModelSAETrainingRunner):
+    """`LanguageModelSAETrainingRunner(cfg)` for configs with plugin names in them; trains one SAE.
+
+    `cfg.dataset_path` may be a source plugin's name (names without "/" only), whose options an
+    `ExperimentConfig` may give in `sources`; the SAE trains on its training part. Everything else is
+    SAELens's. The SAE's initialisation and the data order are each seeded with `cfg.seed` (an
+    `ExperimentConfig`'s one `sae_seeds` entry seeds the former), so equal configs give equal weights.
+
+    Raises:
+        UsageError: the config asks for something impossible, or for several SAEs (`sae_faithful.run` does those).
+        RunError: the source gives rows the model cannot take.
+    """
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig[Any],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+        plugins: PluginManager | None = None,
+    ) -> None:
+        plugins = plugins or load_plugins()
+        register_architectures(plugins)
+        experiment = _as_experiment(cfg, plugins)
+        model = LanguageModel.from_config(experiment, given=override_model)
+        plan = make_plan(experiment, plugins, model)
+        if len(plan.saes) > 1 or len(plan.sources) > 1:
+            raise UsageError(
+                f"PluginTrainingRunner trains one SAE; this config asks for {len(plan.saes)} on "
+                f"{max(1, len(plan.sources))} sources: use sae_faithful.run"
+            )
+        planned = plan.saes[0]
+        if override_dataset is None and plan.sources:
+            train, _ = load_tokens(plan.sources[0], experiment, model).split()
+            override_dataset = train.for_saelens()
+        if override_sae is None and experiment.from_pretrained_path is None:
+            override_sae = initialise([planned])[planned.name]
+        super().__init__(cfg, override_dataset, model.model, override_sae)
+        guard_against_nan(self.sae, planned.name)
+
+    def run(self) -> Any:
+        """Train and save as SAELens does; returns the trained SAE."""
+        return run_seeded(super(), self.cfg.seed)
+
+
+def _as_experiment(cfg: LanguageModelSAERunnerConfig[Any], plugins: PluginManager) -> ExperimentConfig:
+    if isinstance(cfg, ExperimentConfig):
+        # A source named both ways is one source.
+        if cfg.dataset_path in cfg.sources or not cfg.sources:
+            return cfg
+        if source_plugin_in_dataset_path(cfg.dataset_path, plugins) is not None:
+            raise UsageError(f"dataset_path '{cfg.dataset_path}' and sources name different texts")
+        return cfg
+    fields = {entry.name: getattr(cfg, entry.name) for entry in dataclasses.fields(cfg) if entry.init}
+    return ExperimentConfig(**{**fields, "logger": dataclasses.replace(cfg.logger), "verbose": False})

@@ -1,0 +1,90 @@
+"""One handle for every SAE, on disk or live, so that evaluators need not know which it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+    from jaxtyping import Float
+
+NORMALISED_BY_INPUT = ("layer_norm", "constant_norm_rescale")
+
+
+@dataclass(eq=False)
+class SAEHandle:
+    """An SAE with its identity. Its weights are read on first use."""
+
+    source: str
+    """The source it was trained on."""
+    hook: str
+    variant: str
+    seed: int
+    load: Callable[[], Any]
+    """Gives the SAELens `SAE`."""
+    kind: Literal["trained", "pretrained"] = "trained"
+
+    @classmethod
+    def from_disk(
+        cls, path: Path, *, source: str, hook: str, variant: str, seed: int, device: str = "cpu"
+    ) -> SAEHandle:
+        """An SAE in a folder that SAELens wrote."""
+
+        def load() -> Any:
+            from sae_lens import SAE
+
+            return SAE.load_from_disk(path, device=device)
+
+        return cls(source=source, hook=hook, variant=variant, seed=seed, load=load)
+
+    @cached_property
+    def sae(self) -> Any:
+        """The SAELens SAE in evaluation mode, taking heads already concatenated."""
+        sae = self.load().eval()
+        sae.turn_off_forward_pass_hook_z_reshaping()
+        return sae
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """Source, hook, variant and seed."""
+        return (self.source, self.hook, self.variant, self.seed)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return int(self.sae.cfg.d_sae)
+
+    @property
+    def W_dec(self) -> Float[torch.Tensor, "d_sae d_in"]:
+        """Decoder directions, one a row, not normalised."""
+        return self.sae.W_dec.detach()
+
+    def encode(self, activations: Float[torch.Tensor, "... d_in"]) -> Float[torch.Tensor, "... d_sae"]:
+        """Latents of model activations, dense, in the SAE's dtype."""
+        import torch
+
+        with torch.no_grad():
+            latents = self.sae.encode(activations.to(self.sae.device))
+        return latents.to_dense() if latents.is_sparse else latents
+
+    def decode(
+        self, latents: Float[torch.Tensor, "... d_sae"], activations: Float[torch.Tensor, "... d_in"]
+    ) -> Float[torch.Tensor, "... d_in"]:
+        """Reconstruction from latents.
+
+        Args:
+            latents: what `encode` gave, or an edit of it.
+            activations: what was encoded: SAEs that normalise each input need its norm again, and
+                SAELens forgets it after one decode.
+        """
+        import torch
+
+        with torch.no_grad():
+            if self.sae.cfg.normalize_activations in NORMALISED_BY_INPUT:
+                self.sae.run_time_activation_norm_fn_in(activations.to(self.sae.device, self.sae.dtype))
+            return self.sae.decode(latents)

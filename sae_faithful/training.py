@@ -1,0 +1,240 @@
+"""Step 2: one source's SAEs, trained together by SAELens's own runners. The only caller of SAELens's training."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import signal
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.interfaces import RunError
+from sae_faithful.run_folder import PARTIAL_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.plan import PlannedSAE
+    from sae_faithful.run_folder import RunFolder
+    from sae_faithful.tokens import TokenSet
+
+log = logging.getLogger(__name__)
+
+NAN_CHECK_INTERVAL = 50
+"""Steps between looks at the device for a bad loss; each look waits for the device."""
+
+
+def train_source(
+    source: str,
+    saes: Sequence[PlannedSAE],
+    config: ExperimentConfig,
+    model: LanguageModel,
+    folder: RunFolder,
+    inputs: Mapping[str, Any],
+    tokens: TokenSet | None,
+    dataset_path: str,
+) -> None:
+    """Train those of `saes` that are not on disk yet, on identical batches in one pass of the model.
+
+    Args:
+        source: the source's name, which becomes the first part of the SAEs' paths.
+        saes: all SAEs of the source.
+        config: the experiment's.
+        model: whose activations are trained on.
+        folder: where the SAEs go.
+        inputs: what determines the data, for the steps' hashes.
+        tokens: the rows to train on, or None where SAELens loads `dataset_path` itself.
+        dataset_path: what the SAEs' metadata say they were trained on.
+
+    Raises:
+        RunError: an SAE's loss is not finite (the SAE and the step are named).
+    """
+    missing = [sae for sae in saes if not folder.finished(sae.step(source, inputs))]
+    if not missing:
+        log.info("saes/%s: reused", source)
+        return
+    log.info("saes/%s: training %d SAEs on %s tokens", source, len(missing), f"{config.training_tokens:,}")
+    partial = folder.root / "saes" / source / f"{PARTIAL_PREFIX}training"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    dataset = tokens.for_saelens() if tokens is not None else None
+    with _signal_handlers_kept(), _quiet_override_warnings(), _wandb_closed_on_error():
+        modules = initialise(missing)
+        for sae in missing:
+            guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
+        if len(missing) == 1:
+            runner = _single_runner(missing[0], modules[missing[0].name], config, model, dataset, partial, dataset_path)
+        else:
+            runner = _multi_runner(missing, modules, config, model, dataset, partial, dataset_path)
+        _name_run(runner.cfg, source, config, folder)
+        run_seeded(runner, config.seed)
+    _keep(partial, missing, source, folder, inputs)
+
+
+def initialise(saes: Sequence[PlannedSAE]) -> dict[str, Any]:
+    """Fresh SAELens training SAEs by name, each drawn under its own seed."""
+    from sae_lens.saes.sae import TrainingSAE
+    from sae_lens.util import temporary_seed
+
+    modules: dict[str, Any] = {}
+    for sae in saes:
+        with temporary_seed(sae.seed):
+            modules[sae.name] = TrainingSAE.from_dict(sae.config.to_dict())
+    return modules
+
+
+def run_seeded(runner: Any, seed: int) -> Any:
+    """`runner.run()` with the data order (SAELens's mixing buffer) drawn under `seed`."""
+    from sae_lens.training._interruption import InterruptedException
+    from sae_lens.util import temporary_seed
+
+    try:
+        with temporary_seed(seed):
+            return runner.run()
+    except InterruptedException:
+        # SAELens's SIGTERM; to everyone else an interruption is KeyboardInterrupt.
+        raise KeyboardInterrupt from None
+
+
+def guard_against_nan(sae: Any, name: str) -> None:
+    """Make `sae`'s training stop with a clear error at the first loss that is not finite."""
+    import torch
+
+    forward = sae.training_forward_pass
+    first_bad: torch.Tensor | None = None
+
+    @torch.compiler.disable
+    def look(loss: torch.Tensor, step: int) -> None:
+        nonlocal first_bad
+        if first_bad is None:
+            first_bad = torch.full((), -1, device=loss.device, dtype=torch.long)
+        bad = ~torch.isfinite(loss.detach())
+        first_bad = torch.where(bad & (first_bad < 0), step, first_bad)
+        if (step % NAN_CHECK_INTERVAL == 0 or loss.device.type == "cpu") and int(first_bad) >= 0:
+            raise RunError(f"the loss of SAE {name} is not finite at training step {int(first_bad)}; lower lr")
+
+    def checked_forward(step_input: Any) -> Any:
+        output = forward(step_input)
+        look(output.loss, step_input.n_training_steps)
+        return output
+
+    sae.training_forward_pass = checked_forward
+
+
+def _single_runner(
+    sae: PlannedSAE, module: Any, config: ExperimentConfig, model: LanguageModel, dataset: Any,
+    output: Path, dataset_path: str,
+) -> Any:  # fmt: skip
+    from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+
+    fields = {
+        **_shared_fields(LanguageModelSAERunnerConfig, config),
+        "sae": sae.config,
+        "hook_name": sae.hook,
+        "dataset_path": dataset_path,
+        "output_path": str(output / sae.name),
+    }
+    return LanguageModelSAETrainingRunner(
+        LanguageModelSAERunnerConfig(**fields),
+        override_dataset=dataset,
+        override_model=model.model,
+        override_sae=None if config.from_pretrained_path else module,
+    )
+
+
+def _multi_runner(
+    saes: Sequence[PlannedSAE], modules: dict[str, Any], config: ExperimentConfig, model: LanguageModel,
+    dataset: Any, output: Path, dataset_path: str,
+) -> Any:  # fmt: skip
+    from sae_lens import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+
+    fields = {
+        **_shared_fields(MultiSAETrainingRunnerConfig, config),
+        "saes": {sae.name: modules[sae.name].cfg for sae in saes},
+        "hook_names": {sae.name: sae.hook for sae in saes},
+        "hook_head_indices": config.hook_head_index,
+        "dataset_path": dataset_path,
+        "output_path": str(output),
+    }
+    return MultiSAETrainingRunner(
+        MultiSAETrainingRunnerConfig(**fields),
+        override_dataset=dataset,
+        override_model=model.model,
+        override_saes=modules,
+    )
+
+
+def _shared_fields(runner_config: Any, config: ExperimentConfig) -> dict[str, Any]:
+    """The config's values for the fields that SAELens's runner config has under the same name."""
+    names = [entry.name for entry in dataclasses.fields(runner_config) if entry.init]
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    # A copy: naming one source's run must not name the others'.
+    return {**shared, "logger": dataclasses.replace(config.logger)}
+
+
+def _name_run(cfg: Any, source: str, config: ExperimentConfig, folder: RunFolder) -> None:
+    """Give this source's run its own name in W&B and its own place for checkpoints."""
+    logger = cfg.logger
+    logger.run_name = f"{config.logger.run_name}-{source}"
+    if logger.wandb_id is not None:
+        logger.wandb_id = f"{logger.wandb_id}-{source}"
+    # SAELens appended a random id; without checkpoints to write, an interruption must not write one either.
+    cfg.checkpoint_path = str(folder.root / "checkpoints" / source) if config.n_checkpoints else None
+
+
+def _keep(
+    partial: Path, saes: Sequence[PlannedSAE], source: str, folder: RunFolder, inputs: Mapping[str, Any]
+) -> None:
+    """Move every trained SAE to its place; each move is whole."""
+    shared = partial / "runner_cfg.json"
+    for sae in saes:
+        trained = partial / sae.name
+        if shared.exists():
+            shutil.copy(shared, trained)
+        folder.adopt(trained, sae.step(source, inputs))
+    shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """SAELens sets handlers for SIGINT and SIGTERM and leaves them."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet_override_warnings() -> Iterator[None]:
+    """SAELens warns that an overriding dataset or model is not in its config; it is in ours."""
+    from sae_lens import logger
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "reproducible" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+@contextlib.contextmanager
+def _wandb_closed_on_error() -> Iterator[None]:
+    """SAELens finishes its W&B run only when training ends well; the next source would write into it."""
+    try:
+        yield
+    except BaseException:
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish(exit_code=1)
+        raise
