@@ -26,13 +26,13 @@ if TYPE_CHECKING:
         Observer,
         RunError,
         Source,
-        SourceRequest,
         UsageError,
     )
     from sae_faithful.language_model import LanguageModel
     from sae_faithful.registry import PluginManager, load_plugins
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle
+    from sae_faithful.source_request import SourceRequest
     from sae_faithful.tokens import TokenSet
 
 __version__ = _version("sae-faithful")
@@ -52,7 +52,7 @@ _HOMES = {
     "RunError": "interfaces",
     "SAEHandle": "sae_handle",
     "Source": "interfaces",
-    "SourceRequest": "interfaces",
+    "SourceRequest": "source_request",
     "TokenSet": "tokens",
     "UsageError": "interfaces",
     "derive_seed": "hashing",

@@ -56,8 +56,16 @@ def main(debug: bool, quiet: bool) -> None:
 
 def config_arguments(command: Callable[..., None]) -> Callable[..., None]:
     """FILE, --output and --set: what every command on a config takes."""
-    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field; dots reach into nested ones.")(command)
-    command = click.option("--output", type=click.Path(path_type=Path), help="Run folder; default: the config's output_path.")(command)
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a field; dots reach into nested ones.",
+    )(command)
+    command = click.option(
+        "--output", type=click.Path(path_type=Path), help="Run folder; default: the config's output_path."
+    )(command)
     return click.argument("file", type=click.Path(path_type=Path))(command)
 
 
@@ -74,14 +82,18 @@ def run(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
 
     folder = _run(file, output, overrides, "results")
     click.echo(terminal_table(folder))
-    click.echo(f"\nresults: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}")
+    click.echo(
+        f"\nresults: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}"
+    )
 
 
 @main.command()
 @config_arguments
 @click.option("--push-to-hub", "repository", metavar="REPO", help="Send the dataset to the Hugging Face hub.")
 @click.option("--source", "name", help="Which source to send, where the config has several.")
-def generate(file: Path, output: Path | None, overrides: tuple[str, ...], repository: str | None, name: str | None) -> None:
+def generate(
+    file: Path, output: Path | None, overrides: tuple[str, ...], repository: str | None, name: str | None
+) -> None:
     """Make just the datasets of FILE.
 
     Example: sae-faithful generate examples/quickstart.yaml --output runs/data
@@ -137,7 +149,11 @@ def plugins() -> None:
     ]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
     for row in rows:
-        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+        click.echo(
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
+            ).rstrip()
+        )
 
 
 def _run(file: Path, output: Path | None, overrides: tuple[str, ...], until: str) -> RunFolder:

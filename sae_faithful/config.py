@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
@@ -85,16 +86,26 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         names = [entry.name for entry in dataclasses.fields(cls)]
         _refuse_unknown(values, names, "config field", "")
         if "sae" not in values:
-            raise UsageError("the config needs 'sae', for example sae: {architecture: topk, d_sae: 4096, k: 32}")
+            raise UsageError(
+                "the config needs 'sae', for example sae: {architecture: topk, d_sae: 4096, k: 32}"
+            )
         sae = values.pop("sae")
-        logger = values.pop("logger", None) or {}
-        if isinstance(logger, dict):
+        logger = values.pop("logger", None)
+        if not isinstance(logger, LoggingConfig):
+            logger = _fields("logger", {} if logger is None else logger)
             hints = get_type_hints(LoggingConfig)
             _refuse_unknown(logger, list(hints), "field", "logger.")
             logger = LoggingConfig(**_coerce(logger, hints, "logger."))
         checked = _coerce(values, get_type_hints(cls), "")
-        sae_config = sae_config_from_dict(sae, checked) if isinstance(sae, dict) else sae
-        config = cls(sae=sae_config, logger=logger, **checked)
+        sae_config = (
+            sae if isinstance(sae, TrainingSAEConfig) else sae_config_from_dict(_fields("sae", sae), checked)
+        )
+        try:
+            config = cls(sae=sae_config, logger=logger, **checked)
+        except UsageError:
+            raise
+        except ValueError as error:  # SAELens's own checks
+            raise UsageError(" ".join(str(error).split())) from None
         # SAELens appends a random id on construction; what was written down is what is meant.
         if "checkpoint_path" in checked:
             config.checkpoint_path = checked["checkpoint_path"]
@@ -144,7 +155,10 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise UsageError(f"--set {key}: '{parent}' holds a single value, not fields")
-        target[last] = yaml.safe_load(text)
+        try:
+            target[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {override}: the value is not YAML") from None
     return result
 
 
@@ -182,9 +196,12 @@ def training_config_class(architecture: object) -> Any:
     from sae_faithful.architectures import register_architectures
 
     register_architectures()
-    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
-        raise UsageError(unknown("architecture", str(architecture), sorted(SAE_TRAINING_CLASS_REGISTRY), "installed"))
-    return SAE_TRAINING_CLASS_REGISTRY[str(architecture)][1]
+    # A list or a mapping cannot be looked up at all.
+    if not isinstance(architecture, str) or architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise UsageError(
+            unknown("architecture", str(architecture), sorted(SAE_TRAINING_CLASS_REGISTRY), "installed")
+        )
+    return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
 
 
 def _d_in(config: Mapping[str, Any]) -> int:
@@ -199,6 +216,12 @@ def _d_in(config: Mapping[str, Any]) -> int:
         from_pretrained_kwargs=config.get("model_from_pretrained_kwargs") or {},
     )
     return model.hook_size(hooks[0])
+
+
+def _fields(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} = {value!r}: expected fields, {where}: {{name: value, ...}}")
+    return value
 
 
 def _spec(where: str, spec: Any) -> dict[str, Any]:
@@ -220,7 +243,9 @@ def _coerce(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str) ->
     checked: dict[str, Any] = {}
     for key, value in values.items():
         try:
-            checked[key] = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+            checked[key] = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(
+                value
+            )
         except ValidationError as error:
             messages = "; ".join(dict.fromkeys(entry["msg"] for entry in error.errors(include_url=False)))
             raise UsageError(f"{prefix}{key} = {value!r}: {messages}") from None

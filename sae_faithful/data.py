@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_faithful.hashing import derive_seed
-from sae_faithful.interfaces import EvalResult, RunError, SourceRequest
+from sae_faithful.interfaces import EvalResult, RunError
 from sae_faithful.metrics.typicality import TypicalityGap, typicality_gap
 from sae_faithful.run_folder import Step, cache_dir, write_json
+from sae_faithful.source_request import SourceRequest
 from sae_faithful.tokens import TokenSet
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def typicality_results(texts: Sequence[tuple[str, dict[str, Any]]]) -> list[Eval
     rows: list[EvalResult] = []
     for name, card in texts:
         gap = card["typicality"]
-        common = {"evaluator": "typicality", "dataset": name, "n": gap["n_tokens"]}
+        common: dict[str, Any] = {"evaluator": "typicality", "dataset": name, "n": gap["n_tokens"]}
         rows.append(
             EvalResult(
                 metric="typicality_gap", value=gap["gap"], unit="nats/token",
@@ -160,7 +161,10 @@ def measure_typicality(
     while start < len(chosen):
         size = max(1, TOKENS_PER_FORWARD // len(chosen[min(start + 1, len(chosen) - 1)]))
         batch = chosen[start : start + size]
-        parts += [(*scores, np.full(len(scores[0]), start + i)) for i, scores in enumerate(_score(batch, prompt_length, model))]
+        parts += [
+            (*scores, np.full(len(scores[0]), start + i))
+            for i, scores in enumerate(_score(batch, prompt_length, model))
+        ]
         start += len(batch)
     surprise, entropy, variance, document = (np.concatenate(column) for column in zip(*parts, strict=True))
     return typicality_gap(surprise, entropy, variance, document)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from sae_faithful.interfaces import EvalContext, Observer
-    from sae_faithful.language_model import LanguageModel
     from sae_faithful.plan import PlannedEvaluator
     from sae_faithful.run_folder import RunFolder
     from sae_faithful.sae_handle import SAEHandle
@@ -130,7 +129,9 @@ def _observe_tokens(
     kept = np.zeros(tokens.context_size, bool)
     kept[slice(*seqpos_slice)] = True
     for start in tqdm(
-        range(0, len(tokens), rows), desc=f"measuring on {names.get(id(tokens), 'generated tokens')}", leave=False
+        range(0, len(tokens), rows),
+        desc=f"measuring on {names.get(id(tokens), 'generated tokens')}",
+        leave=False,
     ):
         ids = tokens.rows(start, start + rows)
         mask = special_token_mask(ids, context.language_model.special_token_ids) & kept
@@ -138,7 +139,9 @@ def _observe_tokens(
         activations = context.language_model.activations(batch_tokens, hooks)
         for hook in hooks:
             device = activations[hook].device
-            batch = Batch(batch_tokens.to(device), torch.from_numpy(mask).to(device), activations[hook], start)
+            batch = Batch(
+                batch_tokens.to(device), torch.from_numpy(mask).to(device), activations[hook], start
+            )
             for observer in observers:
                 if observer.hook == hook:
                     observer.update(batch)
@@ -154,7 +157,7 @@ def _write_results(
             rows.append(_checked(replace(result, evaluator=evaluator, config_hash=config_hash)))
         elif isinstance(result, FeatureTable):
             tables.append(_feature_frame(evaluator, result))
-        elif isinstance(result, Artifact):
+        elif isinstance(result, Artifact):  # pyright: ignore[reportUnnecessaryIsInstance] (a stranger's yield)
             _write_artifact(result, folder / "artifacts")
         else:
             raise RunError(
@@ -166,7 +169,9 @@ def _write_results(
 
         frames = pd.concat(tables, ignore_index=True)
         # One SAE may come in several tables: one row a latent.
-        frames.groupby(KEY, as_index=False, sort=False).first().to_parquet(folder / FEATURES_FILE, index=False)
+        frames.groupby(KEY, as_index=False, sort=False).first().to_parquet(
+            folder / FEATURES_FILE, index=False
+        )
 
 
 def row_to_json(row: EvalResult) -> str:

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from sae_faithful.registry import PluginManager
     from sae_faithful.run_folder import Step
 
-RECORDED = ("sae-faithful", "sae-lens", "transformer-lens", "torch", "transformers", "datasets", "numpy", "scipy")
+RECORDED = (
+    "sae-faithful",
+    "sae-lens",
+    "transformer-lens",
+    "torch",
+    "transformers",
+    "datasets",
+    "numpy",
+    "scipy",
+)
 ESTIMATED_NORMS = ("expected_average_only_in", "covariance_whitening")
 STOPS = ("data", "saes", "results")
 
@@ -89,7 +98,12 @@ def _train(
         train_source(source, plan.saes, config, model, folder, inputs, tokens, dataset_path)
         for sae in plan.saes:
             step = sae.step(source, inputs)
-            identity: dict[str, Any] = {"source": source, "hook": sae.hook, "variant": sae.variant, "seed": sae.seed}
+            identity: dict[str, Any] = {
+                "source": source,
+                "hook": sae.hook,
+                "variant": sae.variant,
+                "seed": sae.seed,
+            }
             handle = SAEHandle.from_disk(folder.root / step.path, device=config.device, **identity)
             trained[step.path] = (step, handle)
     return trained
@@ -143,7 +157,13 @@ def _training_inputs(plan: Plan, model: LanguageModel) -> list[tuple[str, str, d
     shared = {"estimates_norm": any(sae.config.normalize_activations in ESTIMATED_NORMS for sae in plan.saes)}
     if plan.stock_dataset is not None:
         name = plan.stock_dataset.strip("/").replace("/", "--")
-        return [(name, plan.stock_dataset, {"dataset_path": plan.stock_dataset, "model": model.identity, **shared})]
+        return [
+            (
+                name,
+                plan.stock_dataset,
+                {"dataset_path": plan.stock_dataset, "model": model.identity, **shared},
+            )
+        ]
     return [
         (text.name, text.plugin, {"data": text.step(model.identity).hash, "model": model.identity, **shared})
         for text in plan.sources

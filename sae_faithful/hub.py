@@ -48,7 +48,11 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
 
 
 def _tokenization(config: dict[str, Any]) -> dict[str, Any]:
-    return {"tokenizer_name": config["model_name"], "context_size": config["context_size"], "column_name": "input_ids"}
+    return {
+        "tokenizer_name": config["model_name"],
+        "context_size": config["context_size"],
+        "column_name": "input_ids",
+    }
 
 
 def _readme(card: dict[str, Any]) -> str:

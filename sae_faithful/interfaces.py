@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import torch
 
     from sae_faithful.language_model import LanguageModel
     from sae_faithful.sae_handle import SAEHandle
+    from sae_faithful.source_request import SourceRequest
     from sae_faithful.tokens import TokenSet
-
-TEXTS_PER_BATCH = 64
 
 
 class UsageError(ValueError):
@@ -26,59 +23,6 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """A run cannot go on: shown as one line that names the part at fault; exit code 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceRequest:
-    """What a `Source` is asked for, and all it may use to answer."""
-
-    name: str
-    """The source's name in the config."""
-    n_tokens: int
-    """How many tokens are wanted; a multiple of `context_size` is returned."""
-    context_size: int
-    """Tokens a row."""
-    prepend_bos: bool
-    """Whether every row starts with BOS (SAELens's field of that name)."""
-    seed: int
-    """The experiment's seed."""
-    cache_dir: Path
-    """A folder for what is costly to make; the same for every run on this machine."""
-    language_model: LanguageModel
-    """The experiment's model: tokenizer and facts at no cost, weights on first use."""
-
-    def tokenize(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """Token ids of each text, without special tokens; in batches, as tokenizers are fastest."""
-        stream = iter(texts)
-        while batch := list(islice(stream, TEXTS_PER_BATCH)):
-            yield from self.language_model.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-
-    def pack(
-        self,
-        documents: Iterable[Sequence[int] | np.ndarray],
-        *,
-        card: Mapping[str, Any] | None = None,
-        prompt_length: int = 1,
-    ) -> TokenSet:
-        """Pack documents (token ids, without BOS) into rows until there are `n_tokens`; repeats are dropped.
-
-        Args:
-            documents: token ids of one document each; consumed only as far as needed.
-            card: what a reader of the data should know about it.
-            prompt_length: how many leading tokens of every document, BOS included, were given and not
-                drawn; they are not scored for typicality.
-        """
-        from sae_faithful.tokens import TokenSet
-
-        return TokenSet.from_documents(
-            documents,
-            n_tokens=self.n_tokens,
-            context_size=self.context_size,
-            bos_token_id=self.language_model.bos_token_id,
-            begin_rows_with_bos=self.prepend_bos,
-            card=card,
-            prompt_length=prompt_length,
-        )
 
 
 @runtime_checkable
@@ -178,6 +122,8 @@ class EvalResult:
     """Which latents: all, alive, ..."""
     condition: str | None = None
     """A threshold, say: `cosine>0.7`."""
+    headline: bool = False
+    """Whether the short table shows it; where an evaluator marks none, all of its per-source rows are shown."""
     evaluator: str = ""
     config_hash: str = ""
     """Both filled in by the host."""

@@ -212,8 +212,8 @@ class LanguageModel:
                 raise UsageError(f"generator '{name}' has another vocabulary than {self.name}")
         return other
 
-    def _run(self, tokens: torch.Tensor, hooks: list[tuple[str, Any]]) -> torch.Tensor:
-        options = {} if _is_proxy(self.model) else {"prepend_bos": False}
+    def _run(self, tokens: torch.Tensor, hooks: list[Any]) -> torch.Tensor:
+        options: dict[str, Any] = {} if _is_proxy(self.model) else {"prepend_bos": False}
         return self.model.run_with_hooks(
             tokens.to(self.device), return_type="logits", fwd_hooks=hooks, **options
         )

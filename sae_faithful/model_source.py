@@ -14,7 +14,7 @@ from sae_faithful.interfaces import UsageError
 from sae_faithful.run_folder import cache_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from transformer_lens.HookedTransformer import HookedRootModule
 
@@ -43,7 +43,7 @@ def load_tokenizer(name: str, class_name: str) -> Any:
     where, options = _readable(name)
     if class_name == "HookedTransformer":
         where = _transformer_lens_config(name).tokenizer_name
-    return _or_usage_error(name, lambda: AutoTokenizer.from_pretrained(where, **options))
+    return _or_usage_error(name, AutoTokenizer.from_pretrained, where, **options)
 
 
 def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRootModule:
@@ -116,13 +116,13 @@ def _hf_config(name: str, kwargs: Mapping[str, Any]) -> Any:
 
     where, options = _readable(name)
     options |= {key: kwargs[key] for key in ("revision", "trust_remote_code", "cache_dir") if key in kwargs}
-    return _or_usage_error(name, lambda: AutoConfig.from_pretrained(where, **options))
+    return _or_usage_error(name, AutoConfig.from_pretrained, where, **options)
 
 
 def _transformer_lens_config(name: str) -> Any:
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 
-    return _or_usage_error(name, lambda: get_pretrained_model_config(name))
+    return _or_usage_error(name, get_pretrained_model_config, name)
 
 
 def _readable(name: str) -> tuple[str, dict[str, Any]]:
@@ -140,7 +140,9 @@ def _gguf_in_package(name: str) -> Path:
     files = metadata.files(distribution) or []
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1:
-        raise UsageError(f"model_name {name}: the package '{distribution}' holds {len(found)} GGUF files, not one")
+        raise UsageError(
+            f"model_name {name}: the package '{distribution}' holds {len(found)} GGUF files, not one"
+        )
     return found[0]
 
 
@@ -183,9 +185,9 @@ def _convert(gguf: Path, folder: Path) -> None:
             shutil.rmtree(partial)
 
 
-def _or_usage_error(name: str, load: Any) -> Any:
+def _or_usage_error(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
-        return load()
+        return load(*args, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"model_name '{name}' cannot be read: {reason}") from error

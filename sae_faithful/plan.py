@@ -166,7 +166,9 @@ def _texts(config: ExperimentConfig, specs: Mapping[str, Any], plugins: PluginMa
         raise UsageError(f"every source gives the same number of distinct tokens, but n_tokens is {listed}")
     n_tokens = next(iter(amounts), config.training_tokens)
     n_measured = math.ceil(n_tokens * HELD_OUT)
-    planned = [_text(config, f"sources.{name}", specs[name], source, n_tokens) for name, source in sources.items()]
+    planned = [
+        _text(config, f"sources.{name}", specs[name], source, n_tokens) for name, source in sources.items()
+    ]
     for name, dataset in datasets.items():
         amount = getattr(dataset, "n_tokens", None) or n_measured
         planned.append(_text(config, f"datasets.{name}", config.datasets[name], dataset, amount))
@@ -177,7 +179,9 @@ def _text(
     config: ExperimentConfig, key: str, spec: Mapping[str, Any], source: Source, n_tokens: int
 ) -> PlannedText:
     if n_tokens < config.context_size:
-        raise UsageError(f"{key}: {n_tokens} tokens are fewer than one row of context_size {config.context_size}")
+        raise UsageError(
+            f"{key}: {n_tokens} tokens are fewer than one row of context_size {config.context_size}"
+        )
     settings = {
         f"{key}.plugin": spec["plugin"],
         **{f"{key}.{name}": value for name, value in _plain(source).items() if name != "n_tokens"},
@@ -224,21 +228,27 @@ def _saes(config: ExperimentConfig, model: LanguageModel) -> list[PlannedSAE]:
         size = model.hook_size(hook)
         for variant, override in config.variants.items():
             if not isinstance(override, dict):
-                raise UsageError(f"variants.{variant} = {override!r}: expected fields of sae, {{d_sae: 4096}}")
+                raise UsageError(
+                    f"variants.{variant} = {override!r}: expected fields of sae, {{d_sae: 4096}}"
+                )
             merged = _merge(base, override)
             # With several hooks, each SAE takes its own hook's size; a size given in the config must fit.
-            if hook == config.hook_names[0] or "d_in" in override:
-                if merged["d_in"] != size:
-                    raise UsageError(
-                        f"sae.d_in is {merged['d_in']}, but {config.model_name} has {size} activations at '{hook}'"
-                    )
+            given = hook == config.hook_names[0] or "d_in" in override
+            if given and merged["d_in"] != size:
+                raise UsageError(
+                    f"sae.d_in is {merged['d_in']}, but {config.model_name} has {size} activations at '{hook}'"
+                )
             merged["d_in"] = size
             merged.pop("metadata", None)
             sae = sae_config_from_dict(merged, {})
             fields = {f"sae.{key}": value for key, value in _json(sae.to_dict()).items()}
-            settings = {**common, **{k: v for k, v in fields.items() if k not in ("sae.metadata", "sae.device")}}
+            settings = {
+                **common,
+                **{k: v for k, v in fields.items() if k not in ("sae.metadata", "sae.device")},
+            }
             planned += [
-                PlannedSAE(hook, variant, seed, dataclasses.replace(sae), settings) for seed in config.sae_seeds
+                PlannedSAE(hook, variant, seed, dataclasses.replace(sae), settings)
+                for seed in config.sae_seeds
             ]
     return planned
 
@@ -272,7 +282,9 @@ def _check_saelens_fields(config: ExperimentConfig, *, n_saes: int, packed: bool
         for name in ("sequence_separator_token", "disable_concat_sequences", "use_chat_formatting"):
             default = "bos" if name == "sequence_separator_token" else defaults[name]
             if getattr(config, name) != default:
-                raise UsageError(f"{name} is for text that SAELens tokenises; sources pack documents with BOS between")
+                raise UsageError(
+                    f"{name} is for text that SAELens tokenises; sources pack documents with BOS between"
+                )
     if config.resume_from_checkpoint is not None:
         raise UsageError("resume_from_checkpoint: run the same command again; finished parts are kept")
     if (config.model_from_pretrained_kwargs or {}).get("token"):
@@ -288,7 +300,9 @@ def _check_saelens_fields(config: ExperimentConfig, *, n_saes: int, packed: bool
 def _check_model(config: ExperimentConfig, model: LanguageModel) -> None:
     limit = model.context_limit
     if limit is not None and config.context_size > limit:
-        raise UsageError(f"context_size {config.context_size} is longer than the {limit} tokens {model.name} takes")
+        raise UsageError(
+            f"context_size {config.context_size} is longer than the {limit} tokens {model.name} takes"
+        )
 
 
 def _instance(plugins: PluginManager, key: str, spec: Mapping[str, Any]) -> Source:

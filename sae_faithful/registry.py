@@ -114,7 +114,9 @@ def load_plugins() -> PluginManager:
     entry_points = list(metadata.entry_points(group=GROUP))
     repeated = [name for name, count in Counter(point.name for point in entry_points).items() if count > 1]
     if repeated:
-        owners = ", ".join(sorted(_distribution(point)[0] for point in entry_points if point.name in repeated))
+        owners = ", ".join(
+            sorted(_distribution(point)[0] for point in entry_points if point.name in repeated)
+        )
         raise UsageError(f"plugin entry point '{repeated[0]}' is declared more than once, by: {owners}")
     chosen = _restrict(entry_points)
     for point in chosen:

@@ -15,7 +15,7 @@ from sae_faithful.hashing import hash_settings
 from sae_faithful.interfaces import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
 STEP_FILE = "step.json"
 PARTIAL_PREFIX = ".partial-"
@@ -104,14 +104,16 @@ class RunFolder:
             made, wanted = record["settings"], json.loads(json.dumps(dict(step.settings)))
             keys = [key for key in sorted({*made, *wanted}) if made.get(key) != wanted.get(key)]
             if keys:
-                changes = ", ".join(f"{key}: {made.get(key)!r} there, {wanted.get(key)!r} now" for key in keys)
+                changes = ", ".join(
+                    f"{key}: {made.get(key)!r} there, {wanted.get(key)!r} now" for key in keys
+                )
                 raise UsageError(
                     f"{self.root} holds a finished step '{step.path}' made with other settings ({changes}); "
                     "give another --output, restore the setting, or delete that folder"
                 )
 
     @contextlib.contextmanager
-    def writing(self, step: Step) -> Iterator[Path]:
+    def writing(self, step: Step) -> Generator[Path]:
         """A folder to write the step's files into; it takes its place when the block ends without error."""
         target = self.root / step.path
         partial = target.with_name(PARTIAL_PREFIX + target.name)
@@ -152,7 +154,7 @@ class RunFolder:
             _remove(path)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Own the run folder; a dead owner's lock is taken over.
 
         Raises:

@@ -77,5 +77,8 @@ def _as_experiment(cfg: LanguageModelSAERunnerConfig[Any], plugins: PluginManage
         if source_plugin_in_dataset_path(cfg.dataset_path, plugins) is not None:
             raise UsageError(f"dataset_path '{cfg.dataset_path}' and sources name different texts")
         return cfg
-    fields = {entry.name: getattr(cfg, entry.name) for entry in dataclasses.fields(cfg) if entry.init}
-    return ExperimentConfig(**{**fields, "logger": dataclasses.replace(cfg.logger), "verbose": False})
+    fields: dict[str, Any] = {
+        entry.name: getattr(cfg, entry.name) for entry in dataclasses.fields(cfg) if entry.init
+    }
+    fields["verbose"] = False
+    return ExperimentConfig(**fields)

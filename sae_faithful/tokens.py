@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import pyarrow as pa
     from datasets import Dataset
     from jaxtyping import Bool, Int
 
@@ -176,7 +175,9 @@ class TokenSet:
                 "ask for more tokens, or give text in shorter documents"
             )
         parts = (range(n_train), range(n_train + int(free[0]), len(self)))
-        train, rest = (TokenSet(self.dataset.select(part), self.prompt_length, dict(self.card)) for part in parts)
+        train, rest = (
+            TokenSet(self.dataset.select(part), self.prompt_length, dict(self.card)) for part in parts
+        )
         return train, rest
 
     def for_saelens(self) -> Dataset:
@@ -191,13 +192,17 @@ class TokenSet:
         """
         if len(self) == 0:
             raise RunError(f"{owner} gave fewer tokens than one row of {context_size}")
-        for number, (row, owners) in enumerate(zip(*(self._lists(c) for c in ("input_ids", "document")), strict=True)):
+        for number, (row, owners) in enumerate(
+            zip(*(self._lists(c) for c in ("input_ids", "document")), strict=True)
+        ):
             if len(row) != context_size or len(owners) != context_size:
                 raise RunError(f"{owner}: row {number} has {len(row)} tokens, expected {context_size}")
         ids, documents = self.arrays()
         for number in np.flatnonzero((ids < 0).any(axis=1) | (ids >= vocab_size).any(axis=1))[:1]:
             worst = ids[number][(ids[number] < 0) | (ids[number] >= vocab_size)][0]
-            raise RunError(f"{owner}: row {number} has the token id {worst}, outside the vocabulary of {vocab_size}")
+            raise RunError(
+                f"{owner}: row {number} has the token id {worst}, outside the vocabulary of {vocab_size}"
+            )
         stream = documents[documents != NO_DOCUMENT]
         if (np.diff(stream) < 0).any():
             raise RunError(f"{owner}: document numbers decrease; each document's tokens must stand together")
@@ -275,7 +280,7 @@ def _distinct(
         yield array
 
 
-def _table(ids: np.ndarray, documents: np.ndarray) -> pa.Table:
+def _table(ids: np.ndarray, documents: np.ndarray) -> Any:
     import pyarrow as pa
 
     offsets = np.arange(0, ids.size + 1, ids.shape[1] or 1, dtype=np.int32)

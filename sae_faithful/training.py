@@ -7,13 +7,14 @@ import dataclasses
 import logging
 import shutil
 import signal
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.interfaces import RunError
 from sae_faithful.run_folder import PARTIAL_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -64,12 +65,14 @@ def train_source(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     dataset = tokens.for_saelens() if tokens is not None else None
-    with _signal_handlers_kept(), _quiet_override_warnings(), _wandb_closed_on_error():
+    with _signal_handlers_kept(), _misleading_warnings_silenced(), _wandb_closed_on_error():
         modules = initialise(missing)
         for sae in missing:
             guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
         if len(missing) == 1:
-            runner = _single_runner(missing[0], modules[missing[0].name], config, model, dataset, partial, dataset_path)
+            runner = _single_runner(
+                missing[0], modules[missing[0].name], config, model, dataset, partial, dataset_path
+            )
         else:
             runner = _multi_runner(missing, modules, config, model, dataset, partial, dataset_path)
         _name_run(runner.cfg, source, config, folder)
@@ -107,21 +110,24 @@ def guard_against_nan(sae: Any, name: str) -> None:
     import torch
 
     forward = sae.training_forward_pass
-    first_bad: torch.Tensor | None = None
+    # Kept on the loss's device: to look at every step would make every step wait for it.
+    first_bad = torch.tensor(-1)
 
-    @torch.compiler.disable
     def look(loss: torch.Tensor, step: int) -> None:
         nonlocal first_bad
-        if first_bad is None:
-            first_bad = torch.full((), -1, device=loss.device, dtype=torch.long)
-        bad = ~torch.isfinite(loss.detach())
-        first_bad = torch.where(bad & (first_bad < 0), step, first_bad)
+        first_bad = first_bad.to(loss.device)
+        first_bad = torch.where(~torch.isfinite(loss.detach()) & (first_bad < 0), step, first_bad)
         if (step % NAN_CHECK_INTERVAL == 0 or loss.device.type == "cpu") and int(first_bad) >= 0:
-            raise RunError(f"the loss of SAE {name} is not finite at training step {int(first_bad)}; lower lr")
+            raise RunError(
+                f"the loss of SAE {name} is not finite at training step {int(first_bad)}; lower lr"
+            )
+
+    # SAELens's compile_sae compiles what is set here; the look stays outside the graph.
+    look_uncompiled = torch.compiler.disable(look)
 
     def checked_forward(step_input: Any) -> Any:
         output = forward(step_input)
-        look(output.loss, step_input.n_training_steps)
+        look_uncompiled(output.loss, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
         return output
 
     sae.training_forward_pass = checked_forward
@@ -133,7 +139,7 @@ def _single_runner(
 ) -> Any:  # fmt: skip
     from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 
-    fields = {
+    fields: dict[str, Any] = {
         **_shared_fields(LanguageModelSAERunnerConfig, config),
         "sae": sae.config,
         "hook_name": sae.hook,
@@ -154,7 +160,7 @@ def _multi_runner(
 ) -> Any:  # fmt: skip
     from sae_lens import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 
-    fields = {
+    fields: dict[str, Any] = {
         **_shared_fields(MultiSAETrainingRunnerConfig, config),
         "saes": {sae.name: modules[sae.name].cfg for sae in saes},
         "hook_names": {sae.name: sae.hook for sae in saes},
@@ -202,7 +208,7 @@ def _keep(
 
 
 @contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
+def _signal_handlers_kept() -> Generator[None]:
     """SAELens sets handlers for SIGINT and SIGTERM and leaves them."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -213,8 +219,11 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_override_warnings() -> Iterator[None]:
-    """SAELens warns that an overriding dataset or model is not in its config; it is in ours."""
+def _misleading_warnings_silenced() -> Generator[None]:
+    """SAELens warns that an overriding dataset or model is not in its config; it is in ours.
+
+    Its store also warns of several epochs by comparing rows with tokens, and of a copy of its own.
+    """
     from sae_lens import logger
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -222,13 +231,15 @@ def _quiet_override_warnings() -> Iterator[None]:
 
     logger.addFilter(is_other)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"sae_lens\.training\.activations_store")
+            yield
     finally:
         logger.removeFilter(is_other)
 
 
 @contextlib.contextmanager
-def _wandb_closed_on_error() -> Iterator[None]:
+def _wandb_closed_on_error() -> Generator[None]:
     """SAELens finishes its W&B run only when training ends well; the next source would write into it."""
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,7 +65,14 @@ class FakeFeatures:
             handle = random.handle
             for row in self._rows_of_sae(context, random, own):
                 yield row
-                key = (handle.source, handle.hook, handle.variant, row.metric, row.subset, row.condition or "")
+                key = (
+                    handle.source,
+                    handle.hook,
+                    handle.variant,
+                    row.metric,
+                    row.subset,
+                    row.condition or "",
+                )
                 if row.value is not None:
                     values.setdefault(key, []).append(row.value)
             yield FeatureTable(
@@ -94,7 +101,7 @@ class FakeFeatures:
                 ("ffr_contrast", random.any, fires_more_than_on_text(tau, self.ratio)),
             ):
                 for subset, among in (("all", np.ones_like(alive)), ("alive", alive)):
-                    common = {
+                    common: dict[str, Any] = {
                         "metric": metric, "unit": "share of latents", "n": counts.n_tokens, "source": handle.source,
                         "hook": handle.hook, "variant": handle.variant, "seed": handle.seed, "subset": subset,
                         "condition": f"rate>{tau:g}",
@@ -102,7 +109,9 @@ class FakeFeatures:
                     if not among.any():
                         yield EvalResult(value=None, reason="no latent is alive", **common)
                         continue
-                    rng = np.random.default_rng(derive_seed(context.seed, "fake_features", *handle.key, metric, tau))
+                    rng = np.random.default_rng(
+                        derive_seed(context.seed, "fake_features", *handle.key, metric, tau)
+                    )
                     value, (low, high, reason) = fake_ratio(counts, own.any, condition, among, rng)
                     yield EvalResult(value=value, ci_low=low, ci_high=high, reason=reason, **common)
 

@@ -51,7 +51,9 @@ class HubDataset:
                 self.path, self.name, split=self.split, revision=self.revision, streaming=True
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UsageError(f"hub_dataset '{self.path}' cannot be read: {str(error).splitlines()[0]}") from error
+            raise UsageError(
+                f"hub_dataset '{self.path}' cannot be read: {str(error).splitlines()[0]}"
+            ) from error
         if self.shuffle:
             dataset = dataset.shuffle(seed=request.seed % 2**32, buffer_size=SHUFFLE_BUFFER)
         first: dict[str, Any] = next(iter(dataset.take(1)), {})
@@ -60,7 +62,9 @@ class HubDataset:
         else:
             column = next((name for name in (self.column, *ID_COLUMNS) if name in first), None)
             if column is None:
-                raise UsageError(f"hub_dataset '{self.path}' has no column '{self.column}'; it has: {', '.join(first)}")
+                raise UsageError(
+                    f"hub_dataset '{self.path}' has no column '{self.column}'; it has: {', '.join(first)}"
+                )
             documents = split_at_bos((row[column] for row in dataset), request.language_model.bos_token_id)
         return request.pack(documents, card={"dataset": self.path, "split": self.split})
 

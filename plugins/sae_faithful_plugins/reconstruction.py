@@ -38,8 +38,9 @@ def register_evaluators(register: Callable[[str, type], None]) -> None:
 class Reconstruction:
     """Explained variance, L0 and CE-loss score of every SAE on held-out tokens of every source and dataset.
 
-    BOS and other special tokens do not count, and keep their own activations under substitution: their huge norm
-    would flatter every number.
+    BOS and other special tokens do not count, and keep their own activations where an SAE stands in: their huge
+    norm would flatter every number. As in SAELens, ablation zeroes every position, and the losses that count are
+    those of predictions made at ordinary tokens.
     """
 
     ce_tokens: int = 50_000
@@ -79,7 +80,9 @@ class Reconstruction:
 class Observed:
     """Sums of one text at one hook, for every SAE there."""
 
-    def __init__(self, hook: str, dataset: str, tokens: TokenSet, context: EvalContext, ce_tokens: int) -> None:
+    def __init__(
+        self, hook: str, dataset: str, tokens: TokenSet, context: EvalContext, ce_tokens: int
+    ) -> None:
         self.hook = hook
         self.tokens = tokens
         self.dataset = dataset
@@ -115,14 +118,18 @@ class Observed:
         n_tokens, n_losses = int(sums.tokens.total[0]), int(self.predicted.total[0])
 
         def rng(metric: str) -> np.random.Generator:
-            return np.random.default_rng(derive_seed(seed, "reconstruction", metric, self.dataset, *handle.key))
+            return np.random.default_rng(
+                derive_seed(seed, "reconstruction", metric, self.dataset, *handle.key)
+            )
 
         yield "explained_variance", n_tokens, *explained_variance(variance, sums, rng("explained_variance"))
         yield "l0", n_tokens, *l0(sums)
         score = ce_loss_score(self.clean, self.ablated, self.substituted[id(handle)], rng("ce_loss_score"))
         yield "ce_loss_score", n_losses, *score
 
-    def _add_losses(self, batch: ActivationBatch, rows: slice, reconstructions: dict[int, torch.Tensor]) -> None:
+    def _add_losses(
+        self, batch: ActivationBatch, rows: slice, reconstructions: dict[int, torch.Tensor]
+    ) -> None:
         """The clean and the ablated forward once, then one forward an SAE."""
         import torch
 
@@ -134,16 +141,17 @@ class Observed:
             per_token = torch.nn.functional.cross_entropy(
                 logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none"
             ).view(targets.shape)
-            return (per_token * mask[:, 1:].to(logits.device)).sum(dim=1, keepdim=True)
+            return (per_token * mask[:, :-1].to(logits.device)).sum(dim=1, keepdim=True)
 
         def replaced_by(values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
             # Special tokens keep what the model computed.
-            return lambda own: torch.where(mask[..., None].to(own.device), values.to(own.device, own.dtype), own)
+            return lambda own: torch.where(
+                mask[..., None].to(own.device), values.to(own.device, own.dtype), own
+            )
 
-        self.predicted.add(first, mask[:, 1:].sum(dim=1, keepdim=True))
+        self.predicted.add(first, mask[:, :-1].sum(dim=1, keepdim=True))
         self.clean.add(first, losses(self.model.logits(tokens)))
-        zeros = torch.zeros_like(batch.activations[rows])
-        self.ablated.add(first, losses(self.model.logits_with_edit(tokens, self.hook, replaced_by(zeros))))
+        self.ablated.add(first, losses(self.model.logits_with_edit(tokens, self.hook, torch.zeros_like)))
         for key, reconstruction in reconstructions.items():
             edited = self.model.logits_with_edit(tokens, self.hook, replaced_by(reconstruction[rows]))
             self.substituted[key].add(first, losses(edited))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ import numpy as np
 from sae_faithful import Artifact, EvalResult, FeatureTable, derive_seed, hookimpl
 from sae_faithful.metrics.firing import Exceedances
 from sae_faithful.metrics.intervals import Interval, jackknife_interval, mean_interval
-from sae_faithful.metrics.matching import Match, SUBSETS, Weights, match_directions, random_directions_like
+from sae_faithful.metrics.matching import SUBSETS, Match, Weights, match_directions, random_directions_like
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sae_faithful import ActivationBatch, EvalContext, SAEHandle, TokenSet
 
@@ -51,7 +50,7 @@ class SharedFeatures:
     def evaluate(
         self, context: EvalContext, observers: Sequence[OwnFirings]
     ) -> Iterator[EvalResult | FeatureTable | Artifact]:
-        """Every pair of seeds of a source, hook and variant; the means over pairs; the null; each latent's stability."""
+        """Every pair of seeds of a source, hook and variant; means over pairs; the null; each latent's stability."""
         groups: dict[tuple[str, str, str], list[OwnFirings]] = {}
         for observer in observers:
             handle = observer.handle
@@ -62,7 +61,11 @@ class SharedFeatures:
         yield Artifact(name="reading", kind="text", content="\n\n".join(sentences))
 
     def _rows_of_group(
-        self, context: EvalContext, group: tuple[str, str, str], members: Sequence[OwnFirings], sentences: list[str]
+        self,
+        context: EvalContext,
+        group: tuple[str, str, str],
+        members: Sequence[OwnFirings],
+        sentences: list[str],
     ) -> Iterator[EvalResult | FeatureTable]:
         place: dict[str, Any] = dict(zip(("source", "hook", "variant"), group, strict=True))
         where = "/".join(group)
@@ -74,13 +77,15 @@ class SharedFeatures:
         weights = [Weights(member.counts.rates) for member in members]
         directions = [member.handle.W_dec.float().cpu().numpy() for member in members]
         matches = {
-            (i, j): match_directions(directions[i], directions[j]) for i, j in combinations(range(len(members)), 2)
+            (i, j): match_directions(directions[i], directions[j])
+            for i, j in combinations(range(len(members)), 2)
         }
         null = list(self._null(context, group, directions, weights))
         for subset in SUBSETS:
             for metric, condition, statistic in self._statistics(subset):
                 values = {
-                    pair: statistic(match, weights[pair[0]], weights[pair[1]]) for pair, match in matches.items()
+                    pair: statistic(match, weights[pair[0]], weights[pair[1]])
+                    for pair, match in matches.items()
                 }
                 yield from _pair_rows(metric, condition, subset, values, members, place)
                 row = _mean_row(metric, condition, subset, values, len(members), place)
@@ -92,7 +97,9 @@ class SharedFeatures:
                     sentences.append(_sentence(where, row, null_row))
         yield from _tables(matches, members)
 
-    def _statistics(self, subset: str) -> Iterator[tuple[str, str | None, Callable[[Match, Weights, Weights], float]]]:
+    def _statistics(
+        self, subset: str
+    ) -> Iterator[tuple[str, str | None, Callable[[Match, Weights, Weights], float]]]:
         for threshold in self.thresholds:
             yield (
                 "sfr",
@@ -102,7 +109,11 @@ class SharedFeatures:
         yield "mean_matched_cosine", None, lambda match, a, b: match.mean_cosine(a, b, subset)
 
     def _null(
-        self, context: EvalContext, group: tuple[str, str, str], directions: Sequence[np.ndarray], weights: Sequence[Weights]
+        self,
+        context: EvalContext,
+        group: tuple[str, str, str],
+        directions: Sequence[np.ndarray],
+        weights: Sequence[Weights],
     ) -> Iterator[tuple[Match, Weights, Weights]]:
         """Matches of random dictionaries of the same sizes and covariances, over the pairs of seeds in turn."""
         rng = np.random.default_rng(derive_seed(context.seed, "shared_features", "null", *group))
@@ -140,7 +151,12 @@ def _pair_rows(
 
 
 def _mean_row(
-    metric: str, condition: str | None, subset: str, values: dict[tuple[int, int], float], n: int, place: dict[str, Any]
+    metric: str,
+    condition: str | None,
+    subset: str,
+    values: dict[tuple[int, int], float],
+    n: int,
+    place: dict[str, Any],
 ) -> EvalResult:
     """Mean over pairs, its interval by the jackknife over SAEs."""
     mean = float(np.mean(list(values.values())))
@@ -158,18 +174,27 @@ def _null_row(
 
 
 def _row(
-    metric: str, condition: str | None, subset: str, value: float, interval: Interval, n: int, place: dict[str, Any]
+    metric: str,
+    condition: str | None,
+    subset: str,
+    value: float,
+    interval: Interval,
+    n: int,
+    place: dict[str, Any],
 ) -> EvalResult:
     return EvalResult(
         metric=metric, value=value, unit=_unit(metric), n=n, ci_low=interval.low, ci_high=interval.high,
         reason=interval.reason, subset=subset, condition=condition, **place,
+        headline=condition in (f"cosine>{HEADLINE:g}", None) and subset != "firing_weighted",
     )  # fmt: skip
 
 
 def _tables(matches: dict[tuple[int, int], Match], members: Sequence[OwnFirings]) -> Iterator[FeatureTable]:
     """Each latent's stability (share of the other seeds in which it reappears) and its mean matched cosine."""
     for index, member in enumerate(members):
-        cosines = [match.cosine_of(0 if pair[0] == index else 1) for pair, match in matches.items() if index in pair]
+        cosines = [
+            match.cosine_of(0 if pair[0] == index else 1) for pair, match in matches.items() if index in pair
+        ]
         stacked = np.stack(cosines)
         yield FeatureTable(
             handle=member.handle,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,11 @@ class TextFiles:
     """
 
     path: str | list[str]
-    """Files or glob patterns (`**` for any depth); `package/DISTRIBUTION/PATTERN` for files an installed package carries."""
+    """Files or patterns (`**` for any depth); `package/DISTRIBUTION/PATTERN` for what an installed package carries."""
     column: str = "text"
     """The column with the text, in tables."""
+    where: dict[str, str | int | float | bool] = field(default_factory=dict[str, "str | int | float | bool"])
+    """Only rows of tables whose columns have these values, `{label: 1}` say."""
     shuffle: bool = True
     """Shuffle files, and rows through a buffer of 10,000, with the experiment's seed."""
     encoding: str = "utf-8"
@@ -79,9 +81,10 @@ class TextFiles:
         if self.shuffle:
             rows = rows.shuffle(seed=seed % 2**32, buffer_size=SHUFFLE_BUFFER)
         for row in rows:
-            if self.column not in row:
-                raise UsageError(f"{paths[0]} has no column '{self.column}'; it has: {', '.join(row)}")
-            if row[self.column] is not None:
+            for column in (self.column, *self.where):
+                if column not in row:
+                    raise UsageError(f"{paths[0]} has no column '{column}'; it has: {', '.join(row)}")
+            if row[self.column] is not None and all(row[name] == value for name, value in self.where.items()):
                 yield str(row[self.column])
 
 
@@ -92,6 +95,10 @@ def find_files(pattern: str) -> list[Path]:
         try:
             carried = metadata.files(distribution) or []
         except metadata.PackageNotFoundError:
-            raise ValueError(f"the package '{distribution}' is not installed; pip install {distribution}") from None
+            raise ValueError(
+                f"the package '{distribution}' is not installed; pip install {distribution}"
+            ) from None
         return sorted(Path(str(file.locate())) for file in carried if fnmatch.fnmatch(str(file), rest))
-    return sorted(path for path in map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)) if path.is_file())
+    # Path.glob takes no absolute pattern.
+    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+    return sorted(path for path in map(Path, found) if path.is_file())

@@ -27,7 +27,9 @@ class ClusterSums:
     def __len__(self) -> int:
         return len(self.sums)
 
-    def add(self, first_row: int, values: Float[torch.Tensor, "rows width"] | Float[np.ndarray, "rows width"]) -> None:
+    def add(
+        self, first_row: int, values: Float[torch.Tensor, "rows width"] | Float[np.ndarray, "rows width"]
+    ) -> None:
         """Add the vectors of rows `first_row`, `first_row` + 1, ..."""
         array = values if isinstance(values, np.ndarray) else values.double().cpu().numpy()
         np.add.at(self.sums, self._cluster(first_row, len(array)), array)

@@ -10,8 +10,6 @@ from sae_faithful.metrics.clusters import ClusterSums
 from sae_faithful.metrics.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from jaxtyping import Bool, Float
 

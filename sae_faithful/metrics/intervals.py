@@ -42,7 +42,7 @@ def jackknife_interval(estimate: float, left_out: Sequence[float]) -> Interval:
     """
     n = len(left_out)
     if n < 3:
-        return Interval(None, None, f"{n} SAEs make one pair; the spread over SAEs needs three")
+        return Interval(None, None, "fewer than three SAEs: one pair says nothing about the spread over SAEs")
     values = np.asarray(left_out, np.float64)
     error = float(np.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum()))
     return _t_interval(estimate, error, n - 1)

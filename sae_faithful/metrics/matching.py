@@ -70,7 +70,9 @@ class Match:
         of_a, of_b = weight_a[self.rows], weight_b[self.cols]
         if subset == "firing_weighted":
             totals = (weight_a.sum(), weight_b.sum())
-            shares = [(w * values).sum() / total for w, total in ((of_a, totals[0]), (of_b, totals[1])) if total]
+            shares = [
+                (w * values).sum() / total for w, total in ((of_a, totals[0]), (of_b, totals[1])) if total
+            ]
             return float(np.mean(shares)) if shares else 0.0
         denominator = (weight_a.sum() + weight_b.sum()) / 2
         return float((of_a * of_b * values).sum() / denominator) if denominator else 0.0

@@ -23,7 +23,10 @@ class ActivationVariance:
         self.squares = ClusterSums(n_rows, 1)
 
     def add(
-        self, first_row: int, activations: Float[torch.Tensor, "rows context d_in"], mask: Bool[torch.Tensor, "rows context"]
+        self,
+        first_row: int,
+        activations: Float[torch.Tensor, "rows context d_in"],
+        mask: Bool[torch.Tensor, "rows context"],
     ) -> None:
         """Take in some rows; only tokens where `mask` holds count."""
         kept = activations.double() * mask[..., None]

@@ -38,10 +38,15 @@ def render(folder: RunFolder) -> str:
     ]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
-        parts += [f"## {evaluator}", *_texts(folder, evaluator), _source_table(own, manifest["sources"])]
+        parts += [
+            f"## {evaluator}",
+            *_texts(folder, evaluator),
+            _source_table(_headlines(own), manifest["sources"]),
+        ]
     parts.append(
-        "Intervals are 95 %: over SAEs in the rows of a source, over documents in the typicality gap. Every number, "
-        "per-SAE rows too, is in `results.jsonl`; what each means and how its interval is made, in docs/metrics.md."
+        "Intervals are 95 %: over SAEs in the rows of a source, over documents in the typicality gap. "
+        "The other thresholds and subsets, and every SAE's own rows, are in `results.jsonl`; what each number "
+        "means and how its interval is made is in docs/metrics.md."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -52,7 +57,7 @@ def terminal_table(folder: RunFolder) -> str:
     tables = [_typicality_table(rows)]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
-        tables += [evaluator, *_texts(folder, evaluator), _source_table(own, manifest["sources"])]
+        tables += [evaluator, *_texts(folder, evaluator), _source_table(_headlines(own), manifest["sources"])]
     return "\n\n".join(table for table in tables if table)
 
 
@@ -80,9 +85,7 @@ def _typicality_table(rows: Sequence[Row]) -> str:
     z = {row["dataset"]: row for row in rows if row["metric"] == "typicality_z"}
     if not gaps:
         return ""
-    body = [
-        [name, _value(row), f"{z[name]['value']:+.2f}", f"{row['n']:,}"] for name, row in gaps.items()
-    ]
+    body = [[name, _value(row), f"{z[name]['value']:+.2f}", f"{row['n']:,}"] for name, row in gaps.items()]
     return _table(["text", "typicality gap (nats/token)", "z", "tokens scored"], body)
 
 
@@ -101,9 +104,17 @@ def _source_table(rows: Sequence[Row], sources: Sequence[str]) -> str:
         return ""
     columns = ["metric", "condition", "latents", "on", "hook/variant", "unit"]
     used = [i for i in range(len(columns)) if any(key[i] for key in lines)]
-    body = [[*(key[i] for i in used), *(cells.get(source, "") for source in sources)] for key, cells in lines.items()]
+    body = [
+        [*(key[i] for i in used), *(cells.get(source, "") for source in sources)]
+        for key, cells in lines.items()
+    ]
     table = _table([*(columns[i] for i in used), *sources], body)
     return "\n\n".join([table, *(f"[{number}] {reason}" for reason, number in notes.items())])
+
+
+def _headlines(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows an evaluator marked for the short table, or all where it marked none."""
+    return [row for row in rows if row["headline"]] or rows
 
 
 def _texts(folder: RunFolder, evaluator: str) -> list[str]:
@@ -128,9 +139,11 @@ def _number(value: float) -> str:
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     cells = [[cell.replace("|", r"\|") for cell in line] for line in (header, *body)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
+    ]
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return "\n".join(["| " + lines[0] + " |", "|" + rule + "|", *("| " + line + " |" for line in lines[1:])])
 
 
 def _and(names: Sequence[str]) -> str:

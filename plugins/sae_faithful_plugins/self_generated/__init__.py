@@ -63,4 +63,6 @@ class SelfGenerated:
         batch_size = resolve_batch_size(self.batch_size, sampler, request)
         shards = ShardCache(sampler, batch_size, request.seed, request.cache_dir)
         card = {**shards.settings, "resolved_options": {"batch_size": batch_size}}
-        return request.pack(shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids))
+        return request.pack(
+            shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids)
+        )

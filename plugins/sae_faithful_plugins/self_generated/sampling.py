@@ -13,7 +13,7 @@ import numpy as np
 from sae_faithful import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     import torch
 
@@ -84,7 +84,9 @@ class Sampler:
             "device": torch.device(self.model.device).type,
             # Another number of threads, or another release, can change the last bit of a logit.
             "threads": torch.get_num_threads(),
-            "versions": {name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens")},
+            "versions": {
+                name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens")
+            },
         }
 
     def sample(self, n: int, seed: int) -> list[np.ndarray]:
@@ -125,7 +127,9 @@ class Sampler:
         import torch
 
         with _generation_config(self._inner, config):
-            return self._inner.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+            return self._inner.generate(
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+            )
 
     def _generate_with_transformer_lens(self, prompt: torch.Tensor) -> torch.Tensor:
         return self._inner.generate(
@@ -158,7 +162,9 @@ def build_prompt(prompt: str | list[int], model: LanguageModel) -> tuple[int, ..
         return (bos,)
     if prompt == "chat_user":
         if not getattr(tokenizer, "chat_template", None):
-            raise UsageError(f"self_generated: prompt chat_user, but the tokenizer of {model.name} has no chat template")
+            raise UsageError(
+                f"self_generated: prompt chat_user, but the tokenizer of {model.name} has no chat template"
+            )
         rendered = tokenizer.apply_chat_template([{"role": "user", "content": USER_TURN}], tokenize=False)
         prompt = str(rendered).partition(USER_TURN)[0]
     if isinstance(prompt, str):
@@ -167,12 +173,14 @@ def build_prompt(prompt: str | list[int], model: LanguageModel) -> tuple[int, ..
         ids = prompt
         outside = [token for token in ids if not 0 <= token < model.vocab_size]
         if outside:
-            raise UsageError(f"self_generated: prompt id {outside[0]} is outside the vocabulary of {model.vocab_size}")
+            raise UsageError(
+                f"self_generated: prompt id {outside[0]} is outside the vocabulary of {model.vocab_size}"
+            )
     return tuple(ids) if ids and ids[0] == bos else (bos, *ids)
 
 
 @contextlib.contextmanager
-def _generation_config(model: Any, config: Any) -> Iterator[None]:
+def _generation_config(model: Any, config: Any) -> Generator[None]:
     own = model.generation_config
     model.generation_config = config
     try:

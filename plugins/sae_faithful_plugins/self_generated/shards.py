@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,8 @@ BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 TRIAL_TOKENS = 8
 WORTHWHILE = 1.1
 """A larger batch must be this much faster: it costs memory, and a shard is what an interruption loses."""
+MOST_REPEATS = 256
+"""After so many repeated samples in a row no more are drawn: repeats are dropped, so it might never end."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,29 @@ class ShardCache:
         return _folder(self.cache_dir) / hash_settings(self.settings)
 
     def documents(self, n_tokens: int) -> Iterator[np.ndarray]:
-        """Documents of shard 0, 1, ...; shards that are not in the cache are drawn as they are needed."""
+        """Documents of shard 0, 1, ...; shards that are not in the cache are drawn as they are needed.
+
+        They end only when the model has nothing new to say: at a low temperature, say, or in a few tokens.
+        """
         from tqdm import tqdm
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2)))
+        _write_whole(
+            self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2))
+        )
+        seen: set[int] = set()
+        repeats = 0
         with tqdm(total=n_tokens, unit="tok", desc="generating", leave=False) as bar:
-            index = 0
-            while True:
+            for index in count():
                 for document in self.shard(index):
                     bar.update(len(document) + 1)
                     yield document
-                index += 1
+                    key = hash(document.tobytes())
+                    repeats = repeats + 1 if key in seen else 0
+                    seen.add(key)
+                if repeats >= MOST_REPEATS:
+                    log.warning("the last %d samples all repeat earlier ones: there are no more", repeats)
+                    return
 
     def shard(self, index: int) -> list[np.ndarray]:
         """Documents of one shard, from the cache or drawn now."""
@@ -81,19 +95,23 @@ def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: 
     enough = max(BATCH_SIZES[0], request.n_tokens // sampler.max_new_tokens)
     rates = _measure([size for size in BATCH_SIZES if size <= enough], sampler)
     best = pick_batch_size(rates)
-    log.info("batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best)
+    log.info(
+        "batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates})))
+    _write_whole(
+        path, lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates}))
+    )
     return best
 
 
 def pick_batch_size(rates: dict[int, float]) -> int:
     """The smallest batch size that no larger one beats by `WORTHWHILE`."""
-    best = min(rates)
-    for size in sorted(rates):
-        if rates[size] > WORTHWHILE * rates[best]:
-            best = size
-    return best
+    return min(
+        size
+        for size, rate in rates.items()
+        if all(rates[larger] <= WORTHWHILE * rate for larger in rates if larger > size)
+    )
 
 
 def _measure(sizes: list[int], sampler: Sampler) -> dict[int, float]:

@@ -1,0 +1,114 @@
+"""Tiny models built in code, a config on them, and a cache of each test's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports them: no test may reach a hub, and none logs anywhere.
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
+
+VOCAB = 64
+BOS, EOS, PAD = 0, 1, 2
+D_MODEL = 64
+CONTEXT = 16
+
+CHAT_TEMPLATE = "{% for message in messages %}<bos>{{ message['role'] }} {{ message['content'] }}<eos>{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The machine-wide cache, empty, of this test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SAE_FAITHFUL_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """Words `w3` ... `w63` and `user` are tokens 3 ... 63 and 3; 0, 1, 2 are BOS, EOS, PAD."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<bos>": BOS, "<eos>": EOS, "<pad>": PAD, "user": 3} | {f"w{i}": i for i in range(4, VOCAB)}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
+    """Folder of a random two-layer Llama whose own generation config would spoil its samples."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=D_MODEL,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+            # Large enough that predictions differ from uniform.
+            initializer_range=0.15,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
+        do_sample=True, temperature=0.3, top_k=2, repetition_penalty=1.8,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_hooked(tiny_llama: str) -> Any:
+    """A random two-layer HookedTransformer."""
+    import torch
+    from transformers import AutoTokenizer
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=16, n_heads=4, d_vocab=VOCAB, act_fn="gelu", seed=0,
+        device="cpu", initializer_range=0.15,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    # TransformerLens reads the tokenizer again from where it came: it must have come from somewhere.
+    return HookedTransformer(config, tokenizer=AutoTokenizer.from_pretrained(tiny_llama))
+
+
+@pytest.fixture
+def tiny_config(tiny_llama: str, tmp_path: Path) -> dict[str, Any]:
+    """A config dict that trains two seeds of a small TopK SAE on 1,600 tokens of the tiny Llama's own text."""
+    return {
+        "model_name": tiny_llama,
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.0",
+        "context_size": CONTEXT,
+        "training_tokens": 2_000,
+        "train_batch_size_tokens": 64,
+        "n_batches_in_buffer": 16,
+        "store_batch_size_prompts": 8,
+        "lr": 1e-3,
+        "seed": 7,
+        "sae": {"architecture": "topk", "d_in": D_MODEL, "d_sae": 96, "k": 8},
+        "logger": {"log_to_wandb": False},
+        "verbose": False,
+        "output_path": str(tmp_path / "run"),
+        "sources": {"faithful": {"plugin": "self_generated", "n_tokens": 1_600, "batch_size": 64}},
+        "sae_seeds": [0, 1],
+        "typicality_tokens": 400,
+    }
