@@ -29,9 +29,11 @@ class OneLineErrors(click.Group):
         except (UsageError, RunError) as error:
             if ctx.params.get("debug"):
                 raise
+            _close_progress_bars()
             click.echo(f"error: {error}", err=True)
             sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUN)
         except (KeyboardInterrupt, click.Abort):
+            _close_progress_bars()
             click.echo("\ninterrupted; run the same command again to go on", err=True)
             sys.exit(EXIT_INTERRUPTED)
 
@@ -154,6 +156,13 @@ def plugins() -> None:
                 [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
             ).rstrip()
         )
+
+
+def _close_progress_bars() -> None:
+    """Bars that an error left open would be drawn into the line that says what is wrong, or after it."""
+    tqdm: Any = sys.modules.get("tqdm")
+    for bar in list(tqdm.tqdm._instances) if tqdm is not None else ():
+        bar.close()
 
 
 def _run(file: Path, output: Path | None, overrides: tuple[str, ...], until: str) -> RunFolder:

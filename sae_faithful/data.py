@@ -32,8 +32,8 @@ HELD_OUT_FILE = "held_out.arrow"
 CARD_FILE = "card.json"
 
 RANDOM_TOKENS = "uniform_random_tokens"
-RANDOM_TOKENS_SCORED = 2_000
-"""So far from any model's text that a few rows settle it."""
+RANDOM_ROWS, RANDOM_ROW_TOKENS = 60, 64
+"""So far from any model's text that a few short rows settle it."""
 
 LONGEST_SCORED = 1_024
 TOKENS_PER_FORWARD = 1_024
@@ -231,17 +231,15 @@ def _write_text(
 
 
 def _write_random_tokens_card(config: ExperimentConfig, model: LanguageModel, folder: RunFolder) -> None:
-    n_tokens = min(config.typicality_tokens, RANDOM_TOKENS_SCORED)
-    settings = {"seed": config.seed, "context_size": config.context_size, "n_tokens": n_tokens}
-    step = Step(_random_tokens_path(), settings, {"model": model.identity})
+    step = Step(_random_tokens_path(), {"seed": config.seed}, {"model": model.identity})
     if folder.finished(step):
         return
     rng = np.random.default_rng(derive_seed(config.seed, "typicality", RANDOM_TOKENS))
-    ordinary = np.setdiff1d(np.arange(model.vocab_size), model.special_token_ids)
-    rows = rng.choice(ordinary, size=(-(-n_tokens // (config.context_size - 1)), config.context_size))
-    rows[:, 0] = model.bos_token_id
+    rows = model.random_rows(
+        RANDOM_ROWS, min(RANDOM_ROW_TOKENS, model.context_limit or RANDOM_ROW_TOKENS), rng
+    )
     with folder.writing(step) as partial:
-        gap = measure_typicality(list(rows), 1, model, n_tokens, config.seed)
+        gap = measure_typicality(list(rows), 1, model, rows.size, config.seed)
         write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})
 
 

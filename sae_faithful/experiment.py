@@ -98,13 +98,14 @@ def _train(
         train_source(source, plan.saes, config, model, folder, inputs, tokens, dataset_path)
         for sae in plan.saes:
             step = sae.step(source, inputs)
-            identity: dict[str, Any] = {
-                "source": source,
-                "hook": sae.hook,
-                "variant": sae.variant,
-                "seed": sae.seed,
-            }
-            handle = SAEHandle.from_disk(folder.root / step.path, device=config.device, **identity)
+            handle = SAEHandle.from_disk(
+                folder.root / step.path,
+                source=source,
+                hook=sae.hook,
+                variant=sae.variant,
+                seed=sae.seed,
+                device=config.device,
+            )
             trained[step.path] = (step, handle)
     return trained
 
@@ -195,6 +196,8 @@ def _write_record(
 
     resolved = config.to_dict()
     resolved["threads"] = torch.get_num_threads()
+    # Where things go is not what they are; and SAELens puts a random id into the former.
+    del resolved["checkpoint_path"], resolved["output_path"]
     for planned in plan.texts:
         kind = "sources" if planned.trained_on else "datasets"
         card = texts[planned.name].card

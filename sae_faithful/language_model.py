@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sae_faithful import model_source
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
@@ -191,6 +193,15 @@ class LanguageModel:
 
         with torch.no_grad(), self._autocast():
             return self._run(tokens, [(hook, replace_activations)])
+
+    def random_rows(
+        self, n_rows: int, context_size: int, rng: np.random.Generator
+    ) -> Int[np.ndarray, "n_rows context_size"]:
+        """Rows of BOS and ids uniform over the vocabulary without its special tokens."""
+        ordinary = np.setdiff1d(np.arange(self.vocab_size), self.special_token_ids)
+        rows = rng.choice(ordinary, size=(n_rows, context_size))
+        rows[:, 0] = self.bos_token_id
+        return rows
 
     def variant(self, name: str | None = None, dtype: str | None = None) -> LanguageModel:
         """Another model loaded in the same way, or this one with its weights in another dtype.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import textwrap
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformer_lens.HookedTransformer import HookedRootModule
 
 PACKAGE_PREFIX = "package/"
+LONGEST_REASON = 240
 MODEL_CLASSES = ("AutoModelForCausalLM", "HookedTransformer", "HookedMamba")
 
 
@@ -136,6 +138,7 @@ def _readable(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _gguf_in_package(name: str) -> Path:
+    _package_version(name)  # is it installed at all?
     distribution = name.removeprefix(PACKAGE_PREFIX)
     files = metadata.files(distribution) or []
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
@@ -190,4 +193,6 @@ def _or_usage_error(name: str, load: Callable[..., Any], *args: Any, **options: 
         return load(*args, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # TransformerLens lists its hundreds of models.
+        reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" ...")
         raise UsageError(f"model_name '{name}' cannot be read: {reason}") from error

@@ -130,7 +130,11 @@ def load_plugins() -> PluginManager:
                 f"plugin '{point.name}' of {name} {version} cannot be imported "
                 f"({type(error).__name__}: {error}); leave it out with {RESTRICT_VARIABLE}={rest}"
             ) from error
-        manager.register(plugin, name=point.name)
+        try:
+            manager.register(plugin, name=point.name)
+        except pluggy.PluginValidationError as error:
+            name, version = _distribution(point)
+            raise UsageError(f"plugin '{point.name}' of {name} {version} misuses a hook: {error}") from error
         manager.owners[point.name] = _distribution(point)
     try:
         manager.check_pending()

@@ -14,7 +14,7 @@ from sae_faithful.interfaces import UsageError
 from sae_faithful.language_model import LanguageModel
 from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
-from sae_faithful.training import guard_against_nan, initialise, run_seeded
+from sae_faithful.training import guard_against_nan, initialise, misleading_warnings_silenced, run_seeded
 
 if TYPE_CHECKING:
     from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
@@ -61,7 +61,8 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
             override_dataset = train.for_saelens()
         if override_sae is None and experiment.from_pretrained_path is None:
             override_sae = initialise([planned])[planned.name]
-        super().__init__(cfg, override_dataset, model.model, override_sae)
+        with misleading_warnings_silenced():
+            super().__init__(cfg, override_dataset, model.model, override_sae)
         guard_against_nan(self.sae, planned.name)
 
     def run(self) -> Any:

@@ -50,6 +50,11 @@ class SAEHandle:
         return sae
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Source, hook, variant and seed, as `EvalResult` takes them."""
+        return {"source": self.source, "hook": self.hook, "variant": self.variant, "seed": self.seed}
+
+    @property
     def key(self) -> tuple[str, str, str, int]:
         """Source, hook, variant and seed."""
         return (self.source, self.hook, self.variant, self.seed)

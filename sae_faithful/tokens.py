@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,11 +62,9 @@ class TokenSet:
             bos_token_id=bos_token_id,
             begin_rows_with_bos=begin_rows_with_bos,
         )
-        for row, owner in stream:
+        for row, owner in islice(stream, n_tokens // context_size):
             rows.append(row)
             owners.append(owner)
-            if len(rows) == n_tokens // context_size:
-                break
         shape = (len(rows), context_size)
         ids = np.stack(rows) if rows else np.zeros(shape, np.int32)
         owner_ids = np.stack(owners) if owners else np.zeros(shape, np.int32)
@@ -195,8 +194,9 @@ class TokenSet:
         for number, (row, owners) in enumerate(
             zip(*(self._lists(c) for c in ("input_ids", "document")), strict=True)
         ):
-            if len(row) != context_size or len(owners) != context_size:
-                raise RunError(f"{owner}: row {number} has {len(row)} tokens, expected {context_size}")
+            for found, what in ((len(row), "tokens"), (len(owners), "document numbers")):
+                if found != context_size:
+                    raise RunError(f"{owner}: row {number} has {found} {what}, expected {context_size}")
         ids, documents = self.arrays()
         for number in np.flatnonzero((ids < 0).any(axis=1) | (ids >= vocab_size).any(axis=1))[:1]:
             worst = ids[number][(ids[number] < 0) | (ids[number] >= vocab_size)][0]

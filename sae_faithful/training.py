@@ -65,7 +65,7 @@ def train_source(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     dataset = tokens.for_saelens() if tokens is not None else None
-    with _signal_handlers_kept(), _misleading_warnings_silenced(), _wandb_closed_on_error():
+    with misleading_warnings_silenced():
         modules = initialise(missing)
         for sae in missing:
             guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
@@ -98,7 +98,12 @@ def run_seeded(runner: Any, seed: int) -> Any:
     from sae_lens.util import temporary_seed
 
     try:
-        with temporary_seed(seed):
+        with (
+            _signal_handlers_kept(),
+            misleading_warnings_silenced(),
+            _wandb_closed_on_error(),
+            temporary_seed(seed),
+        ):
             return runner.run()
     except InterruptedException:
         # SAELens's SIGTERM; to everyone else an interruption is KeyboardInterrupt.
@@ -219,7 +224,7 @@ def _signal_handlers_kept() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _misleading_warnings_silenced() -> Generator[None]:
+def misleading_warnings_silenced() -> Generator[None]:
     """SAELens warns that an overriding dataset or model is not in its config; it is in ours.
 
     Its store also warns of several epochs by comparing rows with tokens, and of a copy of its own.

@@ -80,7 +80,7 @@ def test_a_runner_cfg_that_stock_saelens_wrote_is_valid_as_it_stands(
     theirs = json.loads(path.read_text())
     ours = config.to_dict()
     assert {key: value for key, value in ours.items() if key not in OURS} == theirs
-    assert OURS == set(ours) - set(theirs)
+    assert set(ours) - set(theirs) == OURS
     assert config.sae.metadata.hook_name == "model.layers.1"
     # SAELens's default seed, its one hook, the SAE as it stands.
     assert config.sae_seeds == [42]
@@ -205,12 +205,14 @@ def test_what_saelens_refuses_is_a_usage_error(tiny_config: dict[str, Any]) -> N
 def test_numbers_that_yaml_reads_as_strings_become_numbers(
     tiny_config: dict[str, Any], tmp_path: Path
 ) -> None:
+    sae = {"architecture": "standard", "d_in": 64, "d_sae": 96}
     path = tmp_path / "config.yaml"
-    # PyYAML wants 3.0e-4; it reads 3e-4 as a string.
+    # PyYAML wants 3.0e-4 for a number; it reads 3e-4 as a string.
     path.write_text(
-        yaml.safe_dump({**tiny_config, "sae": None}).replace("sae: null", "sae: {architecture: standard, d_in: 64, d_sae: 96, l1_coefficient: 5e-2}")
-        .replace("lr: 0.001", "lr: 3e-4")
-    )  # fmt: skip
+        yaml.safe_dump({**tiny_config, "lr": "LR", "sae": {**sae, "l1_coefficient": "L1"}})
+        .replace("LR", "3e-4")
+        .replace("L1", "5e-2")
+    )
     assert read_config_file(path)["lr"] == "3e-4"
     config = ExperimentConfig.from_file(path)
     assert config.lr == 0.0003

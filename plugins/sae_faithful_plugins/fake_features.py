@@ -102,10 +102,13 @@ class FakeFeatures:
             ):
                 for subset, among in (("all", np.ones_like(alive)), ("alive", alive)):
                     common: dict[str, Any] = {
-                        "metric": metric, "unit": "share of latents", "n": counts.n_tokens, "source": handle.source,
-                        "hook": handle.hook, "variant": handle.variant, "seed": handle.seed, "subset": subset,
+                        "metric": metric,
+                        "unit": "share of latents",
+                        "n": counts.n_tokens,
+                        "subset": subset,
                         "condition": f"rate>{tau:g}",
-                    }  # fmt: skip
+                        **handle.identity,
+                    }
                     if not among.any():
                         yield EvalResult(value=None, reason="no latent is alive", **common)
                         continue
@@ -138,11 +141,7 @@ def random_tokens(context: EvalContext, n_tokens: int) -> TokenSet:
 
     Rows are as long as those the SAEs were trained on.
     """
-    model = context.language_model
     context_size = next(iter(context.held_out.values())).context_size
-    n_rows = -(-n_tokens // (context_size - 1))
     rng = np.random.default_rng(derive_seed(context.seed, "fake_features", "tokens"))
-    ordinary = np.setdiff1d(np.arange(model.vocab_size), model.special_token_ids)
-    rows = rng.choice(ordinary, size=(n_rows, context_size))
-    rows[:, 0] = model.bos_token_id
-    return TokenSet.from_rows(rows)
+    n_rows = -(-n_tokens // (context_size - 1))
+    return TokenSet.from_rows(context.language_model.random_rows(n_rows, context_size, rng))

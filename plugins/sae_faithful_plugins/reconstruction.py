@@ -64,8 +64,7 @@ class Reconstruction:
                     yield EvalResult(
                         metric=metric, value=value, unit=UNITS[metric], n=n,
                         ci_low=interval.low, ci_high=interval.high, reason=interval.reason,
-                        source=handle.source, hook=handle.hook, variant=handle.variant, seed=handle.seed,
-                        dataset=observer.dataset,
+                        dataset=observer.dataset, **handle.identity,
                     )  # fmt: skip
                     key = (metric, handle.source, handle.hook, handle.variant, observer.dataset)
                     values.setdefault(key, []).append(value)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sae_faithful import LanguageModel
+
 VOCAB, BOS, SPECIAL = 64, 0, [0, 1, 2]
 HOOK = "model.layers.0"
 
 
 @pytest.fixture(scope="session")
-def llama(tiny_llama: str) -> Any:
+def llama(tiny_llama: str) -> LanguageModel:
     """The tiny Llama behind the adapter, with both layers' outputs as hooks."""
-    from sae_faithful import LanguageModel
-
     return LanguageModel(tiny_llama, hooks=("model.layers.0", "model.layers.1"))
 
 
@@ -42,7 +42,7 @@ def make_request(llama: Any, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-class OneHotModel:
+class OneHotModel(LanguageModel):
     """A model whose activation at every hook is the one-hot vector of the token, BOS's a hundred times longer.
 
     So a latent's activation on token t is row t of its SAE's encoder (times 100 for BOS). The next token is
@@ -52,9 +52,9 @@ class OneHotModel:
     vocab_size = VOCAB
     bos_token_id = BOS
     special_token_ids = SPECIAL
-    name = "one-hot"
 
     def __init__(self) -> None:
+        super().__init__("one-hot")
         self.passes: list[tuple[tuple[str, ...], int]] = []
 
     def activations(self, tokens: Any, hooks: Sequence[str]) -> dict[str, Any]:

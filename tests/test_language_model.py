@@ -1,0 +1,420 @@
+"""The one adapter to a language model, against SAELens and the models themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sae_faithful import ExperimentConfig, LanguageModel, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import torch
+
+LLAMA_HOOKS = ("model.layers.0", "model.layers.1")
+HOOKED_HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Three rows of 16 tokens, each starting with BOS."""
+    import torch
+
+    rows = torch.randint(3, 64, (3, 16), generator=torch.Generator().manual_seed(0))
+    rows[:, 0] = 0
+    return rows
+
+
+@pytest.fixture(params=["llama", "hooked"])
+def model(request: pytest.FixtureRequest, tiny_llama: str, tiny_hooked: Any) -> LanguageModel:
+    """Both kinds of model, with a hook at each of two layers."""
+    if request.param == "llama":
+        return LanguageModel(tiny_llama, hooks=LLAMA_HOOKS)
+    return LanguageModel("tiny", "HookedTransformer", hooks=HOOKED_HOOKS, given=tiny_hooked)
+
+
+def raw_logits(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """What the model itself says, without anything of SAELens's or ours in between."""
+    import torch
+
+    with torch.no_grad():
+        if model.given is not None:
+            return model.given(tokens, prepend_bos=False)
+        return model.model.model(tokens).logits
+
+
+def stored_activations(
+    model: LanguageModel, tokens: torch.Tensor, hook: str, d_in: int, *, autocast: bool = False
+) -> torch.Tensor:
+    """SAELens's own activations."""
+    import torch
+    from datasets import Dataset
+    from sae_lens import ActivationsStore, LanguageModelSAERunnerConfig, StandardTrainingSAEConfig
+
+    config = LanguageModelSAERunnerConfig(
+        sae=StandardTrainingSAEConfig(d_in=d_in, d_sae=8),
+        model_name=model.name,
+        model_class_name=model.class_name,
+        hook_name=hook,
+        hook_head_index=model.hook_head_index,
+        context_size=tokens.shape[1],
+        autocast_lm=autocast,
+        verbose=False,
+    )
+    dataset = Dataset.from_dict({"input_ids": tokens.tolist()})
+    store = ActivationsStore.from_config(model.model, config, override_dataset=dataset)
+    with torch.no_grad():
+        return store.get_activations(tokens)
+
+
+def per_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    ).view(tokens[:, 1:].shape)
+
+
+@pytest.fixture
+def layer_calls(model: LanguageModel) -> Generator[Counter[str]]:
+    """How often each layer and the unembedding have run."""
+    calls: Counter[str] = Counter()
+    inner: Any = model.model
+    if model.given is None:
+        parts = {
+            "layer 0": inner.model.model.layers[0],
+            "layer 1": inner.model.model.layers[1],
+            "unembedding": inner.model.lm_head,
+        }
+    else:
+        parts = {"layer 0": inner.blocks[0], "layer 1": inner.blocks[1], "unembedding": inner.unembed}
+
+    def count(name: str) -> Any:
+        return lambda *_: calls.update([name])
+
+    handles = [part.register_forward_hook(count(name)) for name, part in parts.items()]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_activations_are_those_that_saelens_trains_on(
+    model: LanguageModel, tokens: torch.Tensor, autocast: bool
+) -> None:
+    import torch
+
+    model.autocast = autocast
+    found = model.activations(tokens, model.hooks)
+    assert list(found) == list(model.hooks)
+    for hook in model.hooks:
+        expected = stored_activations(model, tokens, hook, 64, autocast=autocast)
+        assert expected.abs().max() > 0.1
+        # SAELens's store holds float32 whatever the model computes in.
+        torch.testing.assert_close(found[hook].float(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("hook", ["model.embed_tokens", "model.layers.1.mlp.gate_proj", "model.norm"])
+def test_activations_inside_and_outside_a_llamas_layers_are_saelens_s(
+    tiny_llama: str, tokens: torch.Tensor, hook: str
+) -> None:
+    import torch
+
+    model = LanguageModel(tiny_llama, hooks=(hook,))
+    size = 96 if "gate" in hook else 64
+    expected = stored_activations(model, tokens, hook, size)
+    torch.testing.assert_close(model.activations(tokens, [hook])[hook], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("hook", ["hook_embed", "blocks.1.mlp.hook_post", "ln_final.hook_normalized"])
+def test_activations_inside_and_outside_a_hooked_transformers_blocks_are_saelens_s(
+    tiny_hooked: Any, tokens: torch.Tensor, hook: str
+) -> None:
+    import torch
+
+    model = LanguageModel("tiny", "HookedTransformer", hooks=(hook,), given=tiny_hooked)
+    # TransformerLens's MLP is four times as wide as the residual stream.
+    size = 256 if "mlp" in hook else 64
+    assert model.hook_size(hook) == size
+    expected = stored_activations(model, tokens, hook, size)
+    torch.testing.assert_close(model.activations(tokens, [hook])[hook], expected, rtol=0, atol=0)
+
+
+def test_heads_are_concatenated_as_saelens_does(tiny_hooked: Any, tokens: torch.Tensor) -> None:
+    import torch
+
+    hook = "blocks.0.attn.hook_z"
+    model = LanguageModel("tiny", "HookedTransformer", hooks=(hook,), given=tiny_hooked)
+    # 4 heads of 16.
+    assert model.hook_size(hook) == 64
+    found = model.activations(tokens, [hook])[hook]
+    assert found.shape == (3, 16, 64)
+    torch.testing.assert_close(found, stored_activations(model, tokens, hook, 64), rtol=0, atol=0)
+
+
+def test_one_head_is_taken_as_saelens_does(tiny_hooked: Any, tokens: torch.Tensor) -> None:
+    import torch
+
+    hook = "blocks.0.attn.hook_z"
+    model = LanguageModel("tiny", "HookedTransformer", hooks=(hook,), hook_head_index=2, given=tiny_hooked)
+    assert model.hook_size(hook) == 16
+    found = model.activations(tokens, [hook])[hook]
+    torch.testing.assert_close(found, stored_activations(model, tokens, hook, 16), rtol=0, atol=0)
+    # Head 2 of 4 is the third quarter of all heads laid end to end.
+    every_head = dataclasses.replace(model, hook_head_index=None).activations(tokens, [hook])[hook]
+    torch.testing.assert_close(found, every_head[..., 32:48], rtol=0, atol=0)
+
+
+def test_nothing_after_the_hook_runs(
+    model: LanguageModel, tokens: torch.Tensor, layer_calls: Counter[str]
+) -> None:
+    model.activations(tokens, model.hooks[:1])
+    assert layer_calls == {"layer 0": 1}
+
+
+def test_several_hooks_cost_one_forward_that_stops_after_the_last(
+    model: LanguageModel, tokens: torch.Tensor, layer_calls: Counter[str]
+) -> None:
+    import torch
+
+    together = model.activations(tokens, [model.hooks[1], model.hooks[0]])
+    # SAELens stops a Hugging Face model from inside the last hook, before the layer's own hooks are done:
+    # what matters is that layer 0 ran once, layer 1 at most once and nothing after it.
+    assert layer_calls["layer 0"] == 1
+    assert layer_calls["layer 1"] <= 1
+    assert layer_calls["unembedding"] == 0
+    for hook in model.hooks:
+        torch.testing.assert_close(together[hook], model.activations(tokens, [hook])[hook], rtol=0, atol=0)
+
+
+def test_the_layer_counter_counts(
+    model: LanguageModel, tokens: torch.Tensor, layer_calls: Counter[str]
+) -> None:
+    model.logits(tokens)
+    assert layer_calls == {"layer 0": 1, "layer 1": 1, "unembedding": 1}
+
+
+def test_logits_are_the_models_own(model: LanguageModel, tokens: torch.Tensor) -> None:
+    import torch
+
+    logits = model.logits(tokens)
+    assert logits.shape == (3, 16, 64)
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, raw_logits(model, tokens), rtol=0, atol=0)
+
+
+def test_an_edit_that_changes_nothing_changes_no_logit(model: LanguageModel, tokens: torch.Tensor) -> None:
+    import torch
+
+    for hook in model.hooks:
+        edited = model.logits_with_edit(tokens, hook, lambda own: own)
+        torch.testing.assert_close(edited, model.logits(tokens), rtol=0, atol=0)
+
+
+def test_an_edit_is_shown_the_activations_and_does_not_outlive_its_call(
+    model: LanguageModel, tokens: torch.Tensor
+) -> None:
+    import torch
+
+    seen: list[torch.Tensor] = []
+
+    def double(own: torch.Tensor) -> torch.Tensor:
+        seen.append(own.clone())
+        return 2 * own
+
+    hook = model.hooks[0]
+    before = model.logits(tokens)
+    edited = model.logits_with_edit(tokens, hook, double)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], model.activations(tokens, [hook])[hook], rtol=0, atol=0)
+    assert (edited - before).abs().max() > 0.01
+    torch.testing.assert_close(model.logits(tokens), before, rtol=0, atol=0)
+
+
+def zero_ablation_loss(model: LanguageModel, tokens: torch.Tensor, hook: str, d_in: int) -> torch.Tensor:
+    """What SAELens's evals say the loss is with the activations at a hook set to zero."""
+    import torch
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.evals import get_recons_loss
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=8))
+    sae.cfg.metadata.hook_head_index = model.hook_head_index
+    with torch.no_grad():
+        return get_recons_loss(
+            sae,
+            model.model,
+            ActivationScaler(),
+            tokens,
+            compute_kl=False,
+            compute_ce_loss=True,
+            hook_name=hook,
+        )["ce_loss_with_ablation"]
+
+
+def test_an_edit_to_zero_is_saelens_s_zero_ablation(model: LanguageModel, tokens: torch.Tensor) -> None:
+    import torch
+
+    for hook in model.hooks:
+        edited = model.logits_with_edit(tokens, hook, torch.zeros_like)
+        expected = zero_ablation_loss(model, tokens, hook, 64)
+        torch.testing.assert_close(per_token_loss(edited, tokens), expected)
+
+
+@pytest.mark.parametrize(("head", "size"), [(None, 64), (1, 16)])
+def test_heads_are_edited_as_saelens_does(
+    tiny_hooked: Any, tokens: torch.Tensor, head: int | None, size: int
+) -> None:
+    import torch
+
+    hook = "blocks.0.attn.hook_z"
+    model = LanguageModel("tiny", "HookedTransformer", hooks=(hook,), hook_head_index=head, given=tiny_hooked)
+    clean = model.logits(tokens)
+    torch.testing.assert_close(model.logits_with_edit(tokens, hook, lambda own: own), clean, rtol=0, atol=0)
+    shapes: list[tuple[int, ...]] = []
+
+    def zero(own: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(own.shape))
+        return torch.zeros_like(own)
+
+    edited = model.logits_with_edit(tokens, hook, zero)
+    assert shapes == [(3, 16, size)]
+    assert (edited - clean).abs().max() > 1e-4
+    expected = zero_ablation_loss(model, tokens, hook, size)
+    torch.testing.assert_close(per_token_loss(edited, tokens), expected)
+
+
+def test_a_misspelt_hook_names_the_nearest(model: LanguageModel) -> None:
+    hook = model.hooks[0].replace("0", "7")
+    with pytest.raises(UsageError) as caught:
+        model.hook_size(hook)
+    message = str(caught.value)
+    assert message.startswith(f"unknown hook_name '{hook}' (did you mean ")
+    assert model.hooks[0] in message
+
+
+def test_a_hook_like_no_other_lists_each_kind_once(tiny_llama: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        LanguageModel(tiny_llama).hook_size("xyzzy")
+    message = str(caught.value)
+    assert message.startswith(f"unknown hook_name 'xyzzy'; hooks of {tiny_llama}: ")
+    kinds = message.partition(f"hooks of {tiny_llama}: ")[2].split(", ")
+    assert kinds.count("model.layers.N") == 1
+    assert "model.layers.N.mlp.gate_proj" in kinds
+    assert "model.layers.0" not in kinds
+
+
+def test_a_hook_without_a_tensor_is_refused(tiny_llama: str) -> None:
+    # The module `model` returns an object that holds tensors, which SAELens does not hook.
+    with pytest.raises(UsageError, match=r"hook_name 'model' of .* gives no activation tensor"):
+        LanguageModel(tiny_llama).hook_size("model")
+
+
+def test_facts_cost_no_weights(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sae_lens.load_model
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(sae_lens.load_model, "load_model", refuse)
+    model = LanguageModel(tiny_llama)
+    # All from the fixture.
+    assert model.vocab_size == 64
+    assert model.context_limit == 64
+    assert model.bos_token_id == 0
+    assert model.special_token_ids == [0, 1, 2]
+    assert model.hook_size("model.layers.1") == 64
+    assert model.identity.startswith(f"{tiny_llama}@")
+    with pytest.raises(AssertionError, match="weights were read"):
+        model.logits(None)  # pyright: ignore[reportArgumentType]
+
+
+def test_facts_of_a_given_model_are_its_own(tiny_hooked: Any) -> None:
+    model = LanguageModel("tiny", "HookedTransformer", given=tiny_hooked)
+    assert model.model is tiny_hooked
+    assert model.skeleton is tiny_hooked
+    assert (model.vocab_size, model.context_limit, model.bos_token_id) == (64, 64, 0)
+    assert model.identity.startswith("tiny@weights-")
+
+
+def test_weights_load_once(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sae_lens.load_model
+
+    loads: list[Any] = []
+    original = sae_lens.load_model.load_model
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        loads.append(kwargs["hook_names"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(sae_lens.load_model, "load_model", count)
+    model = LanguageModel(tiny_llama, hooks=LLAMA_HOOKS)
+    assert model.model is model.model
+    assert not model.model.training
+    assert loads == [list(LLAMA_HOOKS)]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "bos"),
+    [
+        (SimpleNamespace(bos_token_id=4, eos_token_id=5), 4),
+        (SimpleNamespace(bos_token_id=0, eos_token_id=5), 0),
+        (SimpleNamespace(bos_token_id=None, eos_token_id=5), 5),
+        (SimpleNamespace(eos_token_id=6), 6),
+    ],
+)
+def test_a_tokenizer_without_bos_lends_its_eos(tokenizer: Any, bos: int) -> None:
+    model = LanguageModel("some", given=SimpleNamespace(tokenizer=tokenizer))  # pyright: ignore[reportArgumentType]
+    assert model.bos_token_id == bos
+
+
+def test_a_tokenizer_with_neither_is_refused() -> None:
+    bare = SimpleNamespace(tokenizer=SimpleNamespace(bos_token_id=None, eos_token_id=None))
+    with pytest.raises(UsageError, match="the tokenizer of some has neither a BOS nor an EOS token"):
+        _ = LanguageModel("some", given=bare).bos_token_id  # pyright: ignore[reportArgumentType]
+
+
+def test_a_config_says_which_model(tiny_config: dict[str, Any]) -> None:
+    config = ExperimentConfig.from_dict(
+        {**tiny_config, "autocast_lm": True, "model_from_pretrained_kwargs": {"dtype": "bfloat16"}}
+    )
+    model = LanguageModel.from_config(config)
+    assert model.name == tiny_config["model_name"]
+    assert model.class_name == "AutoModelForCausalLM"
+    assert model.hooks == ("model.layers.0",)
+    assert model.autocast is True
+    assert model.from_pretrained_kwargs == {"dtype": "bfloat16"}
+    assert model.device == "cpu"
+
+
+def test_a_variant_in_another_dtype_has_the_same_weights_rounded(
+    model: LanguageModel, tokens: torch.Tensor
+) -> None:
+    import torch
+
+    rounded = model.variant(dtype="bfloat16")
+    assert {parameter.dtype for parameter in rounded.model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+    assert rounded.identity != model.identity
+    mine = {name: value.to(torch.bfloat16) for name, value in model.model.named_parameters()}
+    for name, value in rounded.model.named_parameters():
+        torch.testing.assert_close(value, mine[name], rtol=0, atol=0)
+
+
+def test_a_variant_of_another_vocabulary_is_refused(tiny_llama: str, tmp_path: Any) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    assert LanguageModel(tiny_llama).variant(str(other)).name == str(other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UsageError, match=r"generator '.*other' has another vocabulary than "):
+        LanguageModel(tiny_llama).variant(str(other))

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sae_faithful.source_request import SourceRequest
+from sae_faithful.tokens import NO_DOCUMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BOS = 0
+
+
+class RecordingTokenizer:
+    """Gives the lengths of a text's words as ids, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.options: list[dict[str, Any]] = []
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        self.batches.append(len(texts))
+        self.options.append(options)
+        return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
+
+
+@pytest.fixture
+def words() -> RecordingTokenizer:
+    return RecordingTokenizer()
+
+
+def request(
+    words: Any, *, n_tokens: int = 8, context_size: int = 4, prepend_bos: bool = True
+) -> SourceRequest:
+    model: Any = SimpleNamespace(tokenizer=words, bos_token_id=BOS)
+    return SourceRequest(
+        name="news", n_tokens=n_tokens, context_size=context_size, prepend_bos=prepend_bos, seed=0,
+        cache_dir=Path("unused"), language_model=model,
+    )  # fmt: skip
+
+
+def test_tokenize_gives_the_ids_of_each_text_in_order(words: RecordingTokenizer) -> None:
+    assert list(request(words).tokenize(["one three", "", "a bb ccc"])) == [[3, 5], [], [1, 2, 3]]
+
+
+def test_tokenize_asks_for_64_texts_at_once_and_loses_none(words: RecordingTokenizer) -> None:
+    texts = ["x" * number for number in range(1, 131)]
+    assert list(request(words).tokenize(texts)) == [[number] for number in range(1, 131)]
+    # 130 = 64 + 64 + 2.
+    assert words.batches == [64, 64, 2]
+
+
+def test_tokenize_reads_no_further_than_the_batch_it_needs(words: RecordingTokenizer) -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[str]:
+        for number in count():
+            read.append(number)
+            yield "text"
+
+    assert next(request(words).tokenize(endless())) == [4]
+    assert len(read) == 64
+
+
+def test_tokenize_adds_no_special_tokens(tokenizer: Any) -> None:
+    # In this vocabulary `w9` is token 9; BOS is left to packing.
+    assert list(request(tokenizer).tokenize(["w9 w4", "w5"])) == [[9, 4], [5]]
+
+
+def test_pack_gives_the_tokens_asked_for_and_no_more(words: RecordingTokenizer) -> None:
+    tokens = request(words, n_tokens=8).pack([[5, 6], [7], [8, 9, 10], [11, 12, 13, 14]])
+    # 0 5 6 0 | (0) 7 0 8 | ...: the third row is not needed; (0) stands for nobody's BOS.
+    assert tokens.rows().tolist() == [[0, 5, 6, 0], [0, 7, 0, 8]]
+    assert tokens.arrays()[1].tolist() == [[0, 0, 0, 1], [NO_DOCUMENT, 1, 2, 2]]
+
+
+def test_pack_stops_reading_documents_when_it_has_enough(words: RecordingTokenizer) -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[list[int]]:
+        for number in count(5):
+            read.append(number)
+            yield [number, number, number]
+
+    assert len(request(words, n_tokens=12).pack(endless())) == 3
+    assert read == [5, 6, 7]
+
+
+def test_pack_rounds_the_tokens_down_to_whole_rows(words: RecordingTokenizer) -> None:
+    assert request(words, n_tokens=11).pack([[number] * 3 for number in range(5, 15)]).n_tokens == 8
+
+
+def test_pack_follows_prepend_bos(words: RecordingTokenizer) -> None:
+    tokens = request(words, prepend_bos=False).pack([[5, 6], [7], [8, 9, 10]])
+    # 0 5 6 0 | 7 0 8 9: no BOS where a row starts inside a document.
+    assert tokens.rows().tolist() == [[0, 5, 6, 0], [7, 0, 8, 9]]
+
+
+def test_pack_keeps_the_card_and_the_prompt_length(words: RecordingTokenizer) -> None:
+    tokens = request(words).pack([[5, 6, 7], [5, 6, 7], [8, 9, 10]], card={"path": "x"}, prompt_length=2)
+    assert tokens.prompt_length == 2
+    assert tokens.card == {"path": "x", "documents": 2, "repeated_documents_dropped": 1}
+
+
+def test_pack_of_nothing_is_empty(words: RecordingTokenizer) -> None:
+    assert len(request(words).pack([])) == 0

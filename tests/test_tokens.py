@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from datasets.table import MemoryMappedTable
+
+from sae_faithful.interfaces import RunError
+from sae_faithful.tokens import NO_DOCUMENT, TokenSet, pack, special_token_mask
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BOS = 0
+
+
+def packed(
+    documents: list[list[int]], context_size: int, *, begin_rows_with_bos: bool = True
+) -> tuple[list[list[int]], list[list[int]]]:
+    rows = list(
+        pack(documents, context_size=context_size, bos_token_id=BOS, begin_rows_with_bos=begin_rows_with_bos)
+    )
+    return [ids.tolist() for ids, _ in rows], [owners.tolist() for _, owners in rows]
+
+
+def random_documents(rng: np.random.Generator, n: int, eos: int | None) -> list[list[int]]:
+    """Distinct documents of 1 to 40 ordinary tokens; about half end with EOS."""
+    drawn = [
+        [*rng.integers(2, 64, size=rng.integers(1, 41)).tolist()] + [eos] * int(rng.integers(2))
+        for _ in range(n)
+    ]
+    distinct = list({tuple(document): document for document in drawn}.values())
+    return [[token for token in document if token is not None] for document in distinct]
+
+
+# Packing
+
+
+def test_a_row_that_starts_inside_a_document_gets_a_bos_that_is_nobodys() -> None:
+    # The stream 0 5 6 0 7 0 8 9 10 …: the second row starts inside document 1.
+    ids, owners = packed([[5, 6], [7], [8, 9, 10], [11]], 4)
+    assert ids == [[0, 5, 6, 0], [0, 7, 0, 8], [0, 9, 10, 0]]
+    assert owners == [[0, 0, 0, 1], [NO_DOCUMENT, 1, 2, 2], [NO_DOCUMENT, 2, 2, 3]]
+
+
+def test_a_row_that_starts_with_a_document_has_that_documents_bos_alone() -> None:
+    ids, owners = packed([[5, 6], [7, 8]], 3)
+    assert ids == [[0, 5, 6], [0, 7, 8]]
+    assert owners == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_no_second_separator_follows_an_eos_that_is_bos() -> None:
+    # 0 5 0 6 | (0) 7 0 8: the 0 that ends a document also begins the next.
+    ids, owners = packed([[5, 0], [6, 7, 0], [8]], 4)
+    assert ids == [[0, 5, 0, 6], [0, 7, 0, 8]]
+    assert owners == [[0, 0, 0, 1], [NO_DOCUMENT, 1, 1, 2]]
+
+
+def test_a_document_whose_separator_fell_into_the_row_before_still_sees_a_bos() -> None:
+    # Document 0 ends its row with EOS, which is BOS: document 1 has no BOS of its own.
+    ids, owners = packed([[5, 0], [6, 7]], 3)
+    assert ids == [[0, 5, 0], [0, 6, 7]]
+    assert owners == [[0, 0, 0], [NO_DOCUMENT, 1, 1]]
+
+
+def test_rows_without_begin_rows_with_bos_are_the_plain_stream() -> None:
+    ids, owners = packed([[5, 6], [7], [8, 9, 10]], 4, begin_rows_with_bos=False)
+    assert ids == [[0, 5, 6, 0], [7, 0, 8, 9]]
+    assert owners == [[0, 0, 0, 1], [1, 2, 2, 2]]
+
+
+def test_a_long_document_runs_over_several_rows() -> None:
+    ids, owners = packed([[1, 2, 3, 4, 5, 6, 7, 8]], 3)
+    # 0 1 2 | (0) 3 4 | (0) 5 6 | (0) 7 8.
+    assert ids == [[0, 1, 2], [0, 3, 4], [0, 5, 6], [0, 7, 8]]
+    assert owners == [[0, 0, 0]] + [[NO_DOCUMENT, 0, 0]] * 3
+
+
+def test_a_last_partial_row_is_lost() -> None:
+    assert packed([[5, 6]], 4) == ([], [])
+    assert packed([[5, 6, 7, 8, 9]], 4)[0] == [[0, 5, 6, 7]]
+
+
+def test_rows_once_given_do_not_change() -> None:
+    rows = pack([[1, 2], [3, 4]], context_size=3, bos_token_id=BOS, begin_rows_with_bos=True)
+    first, _ = next(rows)
+    next(rows)
+    assert first.tolist() == [0, 1, 2]
+
+
+# Building
+
+
+def test_empty_documents_and_repeats_are_dropped_and_repeats_counted() -> None:
+    documents = [[5], [], [6], [5], [5], [7], [6]]
+    tokens = TokenSet.from_documents(documents, n_tokens=100, context_size=2, bos_token_id=BOS, card={"x": 1})
+    # Left are 5, 6, 7: 0 5 | 0 6 | 0 7; dropped are two of 5 and one of 6.
+    assert tokens.rows().tolist() == [[0, 5], [0, 6], [0, 7]]
+    assert tokens.card == {"x": 1, "documents": 3, "repeated_documents_dropped": 3}
+
+
+def test_a_document_that_only_begins_like_another_is_kept() -> None:
+    tokens = TokenSet.from_documents([[5], [5, 6]], n_tokens=100, context_size=5, bos_token_id=BOS)
+    assert tokens.rows().tolist() == [[0, 5, 0, 5, 6]]
+
+
+@pytest.mark.parametrize(("n_tokens", "rows"), [(3, 0), (4, 1), (7, 1), (8, 2), (40, 10)])
+def test_an_endless_source_is_read_to_whole_rows_within_the_tokens_asked_for(
+    n_tokens: int, rows: int
+) -> None:
+    endless = ([number, number, number] for number in count(5) if number < 1_000)
+    tokens = TokenSet.from_documents(endless, n_tokens=n_tokens, context_size=4, bos_token_id=BOS)
+    assert (len(tokens), tokens.n_tokens) == (rows, 4 * rows)
+
+
+def test_a_source_that_runs_dry_gives_the_rows_it_fills() -> None:
+    tokens = TokenSet.from_documents([[5, 6, 7], [8]], n_tokens=4_000, context_size=4, bos_token_id=BOS)
+    assert tokens.rows().tolist() == [[0, 5, 6, 7]]
+
+
+def test_no_documents_make_an_empty_set() -> None:
+    tokens = TokenSet.from_documents([], n_tokens=100, context_size=4, bos_token_id=BOS)
+    assert (len(tokens), tokens.context_size, tokens.n_tokens) == (0, 0, 0)
+    assert tokens.documents(BOS) == []
+    with pytest.raises(RunError, match=r"^'news' gave fewer tokens than one row of 4$"):
+        tokens.check("'news'", context_size=4, vocab_size=64)
+
+
+def test_rows_without_documents_are_documents_of_their_own() -> None:
+    tokens = TokenSet.from_rows(np.array([[0, 5, 6], [0, 7, 8]]))
+    assert tokens.dataset["document"][:] == [[0, 0, 0], [1, 1, 1]]
+    assert tokens.arrays()[0].dtype == np.int32
+
+
+def test_a_dataset_without_documents_has_one_a_row() -> None:
+    tokens = TokenSet.from_dataset(Dataset.from_dict({"input_ids": [[0, 5, 6], [0, 7, 8]]}))
+    assert tokens.arrays()[1].tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_a_dataset_with_documents_keeps_them() -> None:
+    dataset = Dataset.from_dict({"input_ids": [[0, 5], [6, 7]], "document": [[3, 3], [3, 4]]})
+    assert TokenSet.from_dataset(dataset).arrays()[1].tolist() == [[3, 3], [3, 4]]
+
+
+def test_rows_and_head_give_the_rows_named() -> None:
+    tokens = TokenSet.from_rows(np.arange(12).reshape(4, 3), card={"x": 1}, prompt_length=2)
+    assert tokens.rows(1, 3).tolist() == [[3, 4, 5], [6, 7, 8]]
+    assert tokens.rows(3, 9).tolist() == [[9, 10, 11]]
+    assert tokens.rows(2).tolist() == [[6, 7, 8], [9, 10, 11]]
+    assert tokens.rows(4).shape == (0, 3)
+    assert tokens.head(2).rows().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert len(tokens.head(9)) == 4
+    assert (tokens.head(2).prompt_length, tokens.head(2).card) == (2, {"x": 1})
+
+
+def test_rows_of_a_part_are_the_parts_own() -> None:
+    # A part is a view of the whole with an index: reading must follow the index.
+    tokens = TokenSet.from_rows(np.arange(30).reshape(10, 3))
+    _, held_out = tokens.split(0.3)
+    assert held_out.rows(1, 3).tolist() == [[24, 25, 26], [27, 28, 29]]
+
+
+# Documents put together again
+
+
+@pytest.mark.parametrize("begin_rows_with_bos", [True, False])
+@pytest.mark.parametrize("eos", [None, 1, BOS], ids=["no EOS", "EOS of its own", "EOS is BOS"])
+def test_documents_are_exactly_what_was_packed(eos: int | None, begin_rows_with_bos: bool) -> None:
+    rng = np.random.default_rng(0)
+    whole_documents = 0
+    for _ in range(40):
+        documents = random_documents(rng, int(rng.integers(1, 30)), eos)
+        context_size = int(rng.integers(2, 20))
+        tokens = TokenSet.from_documents(
+            documents, n_tokens=10_000, context_size=context_size, bos_token_id=BOS,
+            begin_rows_with_bos=begin_rows_with_bos,
+        )  # fmt: skip
+        whole = [[BOS, *document] for document in documents]
+        again = [part.tolist() for part in tokens.documents(BOS)]
+        assert again[:-1] == whole[: max(len(again) - 1, 0)]
+        # The last may be cut short, by the end of the rows.
+        assert all(part == whole[len(again) - 1][: len(part)] for part in again[-1:])
+        # All that is missing is the last partial row, and where EOS is BOS the BOS that each document
+        # in that row shares with the one before.
+        assert sum(map(len, whole)) - sum(map(len, again)) < 2 * context_size
+        whole_documents += max(len(again) - 1, 0)
+    assert whole_documents > 400
+
+
+def test_documents_of_a_training_part_are_whole_but_for_the_last() -> None:
+    documents = [[n, n + 1, n + 2] for n in range(2, 42)]
+    tokens = TokenSet.from_documents(documents, n_tokens=1_000, context_size=6, bos_token_id=BOS)
+    train, _ = tokens.split(0.25)
+    again = [part.tolist() for part in train.documents(BOS)]
+    assert len(again) > 20
+    assert again[:-1] == [[BOS, *document] for document in documents[: len(again) - 1]]
+    last = [BOS, *documents[len(again) - 1]]
+    assert again[-1] == last[: len(again[-1])]
+
+
+# The split
+
+
+def test_rows_that_continue_a_trained_document_are_on_neither_side() -> None:
+    # Ten rows, 30 % held out: rows 7, 8, 9; row 7 still holds document 6, which row 6 trains on.
+    owners = np.repeat(np.arange(10), 4).reshape(10, 4)
+    owners[7] = [6, 6, 7, 7]
+    owners[8] = [NO_DOCUMENT, 7, 7, 7]
+    tokens = TokenSet.from_rows(np.arange(40).reshape(10, 4), owners)
+    train, held_out = tokens.split(0.3)
+    assert train.rows().tolist() == np.arange(28).reshape(7, 4).tolist()
+    assert held_out.rows().tolist() == np.arange(32, 40).reshape(2, 4).tolist()
+
+
+@pytest.mark.parametrize("eos", [1, BOS])
+def test_sources_of_one_size_train_on_equal_rows_and_share_no_text_with_the_held_out(eos: int) -> None:
+    rng = np.random.default_rng(1)
+    for n_rows in (40, 41, 57, 70, 99):
+        sizes: set[int] = set()
+        for shortest in (2, 12):
+            # Every document is made of one number of its own, so that tokens tell documents apart.
+            documents = [
+                [number] * int(rng.integers(shortest, 2 * shortest)) + [eos] for number in range(2, 1_000)
+            ]
+            tokens = TokenSet.from_documents(documents, n_tokens=8 * n_rows, context_size=8, bos_token_id=BOS)
+            assert len(tokens) == n_rows
+            train, held_out = tokens.split()
+            sizes.add(len(train))
+            assert not set(train.rows().flat) & set(held_out.rows().flat) - {BOS, eos}
+            assert 0 < len(held_out) <= n_rows - len(train)
+        # ⌊0.9 · rows⌋, in whole numbers.
+        assert sizes == {9 * n_rows // 10}
+
+
+def test_the_parts_keep_card_and_prompt_length() -> None:
+    tokens = TokenSet.from_rows(np.zeros((10, 4), np.int64), card={"x": 1}, prompt_length=3)
+    for part in tokens.split():
+        assert (part.prompt_length, part.card) == (3, {"x": 1})
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        pytest.param(np.zeros((20, 4), np.int64), id="one document through everything"),
+        pytest.param(
+            np.minimum(np.arange(80).reshape(20, 4), 60), id="one document through the held-out rows"
+        ),
+        pytest.param(np.zeros((1, 4), np.int64), id="one row"),
+    ],
+)
+def test_a_set_that_cannot_be_split_says_so(owners: np.ndarray) -> None:
+    tokens = TokenSet.from_rows(np.zeros_like(owners), owners)
+    with pytest.raises(RunError, match=rf"cannot hold out 10% of {len(owners)} rows at a document boundary"):
+        tokens.split()
+
+
+# Files
+
+
+def test_equal_sets_give_equal_bytes_however_they_were_made(tmp_path: Path) -> None:
+    documents = [[n, n + 1, n + 2] for n in range(2, 62)]
+    made = TokenSet.from_documents(documents, n_tokens=2_000, context_size=5, bos_token_id=BOS)
+    ids, owners = made.arrays()
+    ways = {
+        "made": made,
+        "arrays": TokenSet.from_rows(ids.astype(np.int64), owners.astype(np.int64)),
+        "lists": TokenSet.from_dataset(
+            Dataset.from_dict({"input_ids": ids.tolist(), "document": owners.tolist()})
+        ),
+        "part": TokenSet.from_rows(np.vstack([ids, ids]), np.vstack([owners, owners])).head(len(made)),
+    }
+    for name, tokens in ways.items():
+        tokens.save(tmp_path / name)
+    reference = (tmp_path / "made").read_bytes()
+    assert {name: (tmp_path / name).read_bytes() == reference for name in ways} == dict.fromkeys(ways, True)
+
+
+def test_different_sets_give_different_bytes(tmp_path: Path) -> None:
+    ids = np.arange(12).reshape(3, 4)
+    TokenSet.from_rows(ids).save(tmp_path / "own")
+    TokenSet.from_rows(ids, np.zeros_like(ids)).save(tmp_path / "one")
+    assert (tmp_path / "own").read_bytes() != (tmp_path / "one").read_bytes()
+
+
+def test_a_saved_set_opens_memory_mapped_and_equal(tmp_path: Path) -> None:
+    # More rows than are written at once (1,000).
+    rng = np.random.default_rng(0)
+    ids, owners = rng.integers(0, 64, (2_345, 7)), np.sort(rng.integers(0, 99, 2_345 * 7)).reshape(-1, 7)
+    path = tmp_path / "train.arrow"
+    TokenSet.from_rows(ids, owners).save(path)
+    opened = TokenSet.open(path, prompt_length=3)
+    assert isinstance(opened.dataset.data, MemoryMappedTable)
+    assert opened.dataset.cache_files == [{"filename": str(path)}]
+    assert opened.prompt_length == 3
+    np.testing.assert_array_equal(opened.arrays()[0], ids)
+    np.testing.assert_array_equal(opened.arrays()[1], owners)
+    np.testing.assert_array_equal(opened.rows(998, 1_003), ids[998:1_003])
+
+
+# For SAELens
+
+
+def test_saelens_gets_ids_alone_and_cannot_change_the_original() -> None:
+    tokens = TokenSet(TokenSet.from_rows(np.arange(6).reshape(2, 3)).dataset.with_format("numpy"))
+    copy = tokens.for_saelens()
+    assert copy.column_names == ["input_ids"]
+    assert copy[:]["input_ids"] == [[0, 1, 2], [3, 4, 5]]
+    copy.set_format(type="torch", columns=["input_ids"])
+    assert tokens.dataset.format["type"] == "numpy"
+    assert tokens.dataset.column_names == ["input_ids", "document"]
+
+
+# Checks
+
+
+def test_a_good_set_passes_the_check() -> None:
+    ids = np.array([[0, 63, 5], [0, 1, 2]])
+    owners = np.array([[4, 4, 4], [NO_DOCUMENT, 4, 7]])
+    TokenSet.from_rows(ids, owners).check("'news'", context_size=3, vocab_size=64)
+
+
+def test_the_check_names_the_row_of_the_wrong_length() -> None:
+    dataset = Dataset.from_dict({"input_ids": [[0, 5, 6], [0, 7], [0]], "document": [[0, 0, 0], [1, 1], [2]]})
+    with pytest.raises(RunError, match=r"^source 'news': row 1 has 2 tokens, expected 3$"):
+        TokenSet(dataset).check("source 'news'", context_size=3, vocab_size=64)
+
+
+def test_the_check_names_the_row_with_too_few_document_numbers() -> None:
+    dataset = Dataset.from_dict({"input_ids": [[0, 5], [0, 7]], "document": [[0, 0], [1]]})
+    with pytest.raises(RunError, match=r"^source 'news': row 1 has 1 document numbers, expected 2$"):
+        TokenSet(dataset).check("source 'news'", context_size=2, vocab_size=64)
+
+
+@pytest.mark.parametrize("bad", [64, -1])
+def test_the_check_names_the_first_row_with_an_id_the_model_does_not_have(bad: int) -> None:
+    ids = np.full((5, 3), 7)
+    ids[2, 1] = bad
+    ids[4, 0] = 99
+    message = rf"^source 'news': row 2 has the token id {bad}, outside the vocabulary of 64$"
+    with pytest.raises(RunError, match=message):
+        TokenSet.from_rows(ids).check("source 'news'", context_size=3, vocab_size=64)
+
+
+@pytest.mark.parametrize(
+    "owners", [[[0, 1, 0], [2, 2, 2]], [[5, 5, 5], [4, 4, 4]], [[3, 3, 3], [NO_DOCUMENT, 2, 3]]]
+)
+def test_the_check_refuses_document_numbers_that_decrease(owners: list[list[int]]) -> None:
+    tokens = TokenSet.from_rows(np.full((2, 3), 7), np.array(owners))
+    with pytest.raises(RunError, match="source 'news': document numbers decrease"):
+        tokens.check("source 'news'", context_size=3, vocab_size=64)
+
+
+def test_special_tokens_do_not_count() -> None:
+    mask = special_token_mask(np.array([[0, 5, 1], [2, 0, 7]]), [0, 1])
+    assert mask.tolist() == [[False, True, False], [True, False, True]]
+    assert special_token_mask(np.array([[0, 5]]), []).all()
