@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.data import TRAIN_FILE, open_text
 from sae_faithful.interfaces import RunError, UsageError
+from sae_faithful.model_source import tokenizer_on_hub
 from sae_faithful.registry import unknown
 
 if TYPE_CHECKING:
     from sae_faithful.run_folder import RunFolder
 
 TOKENIZATION_FILE = "sae_lens.json"
-"""SAELens reads it to check that a dataset was tokenised for the model it is given to."""
+"""SAELens loads the tokenizer it names, to check that the dataset was tokenised for the model it is given to."""
 
 
 def push_source(folder: RunFolder, repository: str, name: str | None = None) -> str:
@@ -29,13 +30,18 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
     sources = sorted(path.parent.name for path in (folder.root / "data").glob(f"*/{TRAIN_FILE}"))
     if name is None and len(sources) == 1:
         name = sources[0]
+    if name is None:
+        raise UsageError(f"which source is to be pushed? --source may be: {', '.join(sources) or 'none'}")
     if name not in sources:
-        raise UsageError(unknown("source", str(name), sources, "--source may be"))
+        raise UsageError(unknown("source", name, sources, "--source may be"))
     text = open_text(folder.data_dir(name))
     assert text.train is not None  # it was found by its training file
     splits = DatasetDict({"train": text.train.dataset, "held_out": text.held_out.dataset})
     config = json.loads(folder.config_file.read_text())
-    files = {"README.md": _readme(text.card), TOKENIZATION_FILE: json.dumps(_tokenization(config), indent=2)}
+    files = {"README.md": _readme(text.card)}
+    tokenizer = tokenizer_on_hub(config["model_name"], config["model_class_name"])
+    if tokenizer is not None:
+        files[TOKENIZATION_FILE] = json.dumps(_tokenization(config, tokenizer), indent=2)
     try:
         splits.push_to_hub(repository)
         for path, content in files.items():
@@ -43,13 +49,14 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
                 path_or_fileobj=content.encode(), path_in_repo=path, repo_id=repository, repo_type="dataset"
             )
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot push to '{repository}': {str(error).splitlines()[0]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"cannot push to '{repository}': {reason}") from error
     return f"datasets/{repository}"
 
 
-def _tokenization(config: dict[str, Any]) -> dict[str, Any]:
+def _tokenization(config: dict[str, Any], tokenizer: str) -> dict[str, Any]:
     return {
-        "tokenizer_name": config["model_name"],
+        "tokenizer_name": tokenizer,
         "context_size": config["context_size"],
         "column_name": "input_ids",
     }

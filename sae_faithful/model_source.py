@@ -48,6 +48,13 @@ def load_tokenizer(name: str, class_name: str) -> Any:
     return _or_usage_error(name, AutoTokenizer.from_pretrained, where, **options)
 
 
+def tokenizer_on_hub(name: str, class_name: str) -> str | None:
+    """The hub's name of the model's tokenizer; None where only this machine has it."""
+    if name.startswith(PACKAGE_PREFIX) or Path(name).expanduser().exists():
+        return None
+    return _transformer_lens_config(name).tokenizer_name if class_name == "HookedTransformer" else name
+
+
 def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRootModule:
     """The model on the meta device with a hook at every hook point: shapes and names, no weights.
 

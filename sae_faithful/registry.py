@@ -107,8 +107,8 @@ def load_plugins() -> PluginManager:
     """A fresh manager with every installed plugin, or those that `SAE_FAITHFUL_PLUGINS` names.
 
     Raises:
-        UsageError: a plugin cannot be imported, two entry points have one name, or the variable names
-            an entry point that is not installed.
+        UsageError: a plugin cannot be imported or misuses a hook, two entry points have one name, or the
+            variable names an entry point that is not installed.
     """
     manager = PluginManager()
     entry_points = list(metadata.entry_points(group=GROUP))
@@ -134,7 +134,9 @@ def load_plugins() -> PluginManager:
             manager.register(plugin, name=point.name)
         except pluggy.PluginValidationError as error:
             name, version = _distribution(point)
-            raise UsageError(f"plugin '{point.name}' of {name} {version} misuses a hook: {error}") from error
+            # pluggy's message has several lines.
+            reason = " ".join(str(error).split())
+            raise UsageError(f"plugin '{point.name}' of {name} {version} misuses a hook: {reason}") from error
         manager.owners[point.name] = _distribution(point)
     try:
         manager.check_pending()

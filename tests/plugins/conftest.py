@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,6 @@ class Measured:
     rows: list[dict[str, Any]]
     features: Any
     folder: Path
-    values: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def row(self, metric: str, **wanted: Any) -> dict[str, Any]:
         """The one row of that metric with those fields; per-source unless a seed is named."""

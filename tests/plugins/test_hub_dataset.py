@@ -151,9 +151,7 @@ def test_the_order_depends_on_the_seed_alone(hub: Hub, load: Callable[..., Token
     assert sorted(first) == sorted(other) == unshuffled
 
 
-def test_a_missing_column_is_an_error_that_lists_the_columns(
-    hub: Hub, load: Callable[..., TokenSet]
-) -> None:
+def test_a_missing_column_is_an_error_that_lists_the_columns(hub: Hub, load: Callable[..., TokenSet]) -> None:
     hub.rows = [{"title": "w4", "body": "w5"}]
     with pytest.raises(
         UsageError, match="hub_dataset 'somebody/something' has no column 'text'; it has: title, body"

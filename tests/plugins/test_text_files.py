@@ -105,7 +105,10 @@ def test_the_text_may_be_in_another_column(load: Callable[..., TokenSet], tmp_pa
 
 
 def test_where_keeps_only_matching_rows(load: Callable[..., TokenSet], tmp_path: Path) -> None:
-    rows = [{**row, "label": label, "lang": lang} for row, label, lang in zip(THREE, (1, 0, 1), "aab", strict=True)]
+    rows = [
+        {**row, "label": label, "lang": lang}
+        for row, label, lang in zip(THREE, (1, 0, 1), "aab", strict=True)
+    ]
     path = write(tmp_path / "a.jsonl", jsonl(rows))
     assert documents(load(path, where={"label": 1})) == [THREE_IDS[0], THREE_IDS[2]]
     assert documents(load(path, where={"label": 1, "lang": "b"})) == [THREE_IDS[2]]

@@ -270,7 +270,9 @@ def test_auto_tries_no_batch_that_draws_more_than_was_asked_for(
     # Samples of 6 tokens: 480 tokens are 80 samples.
     resolve_batch_size("auto", sampler, make_request(n_tokens=480))
     # Fewer tokens than one smallest batch: that batch all the same.
-    resolve_batch_size("auto", sampler, make_request(n_tokens=16, cache_dir=Path(make_request().cache_dir) / "b"))
+    resolve_batch_size(
+        "auto", sampler, make_request(n_tokens=16, cache_dir=Path(make_request().cache_dir) / "b")
+    )
     assert tried == [[16, 32, 64], [16]]
 
 

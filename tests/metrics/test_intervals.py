@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sae_faithful.metrics.intervals import (
+    Interval,
+    bootstrap_interval,
+    jackknife_interval,
+    mean_interval,
+    ratio_interval,
+)
+
+# 97.5 % points of Student's t, from a printed table.
+T_2, T_49 = 4.302653, 2.009575
+
+
+def mean_of(values: np.ndarray) -> Any:
+    """The statistic that a bootstrap of a mean needs."""
+    return lambda weights: weights @ values / weights.sum(axis=1)
+
+
+# Over SAEs
+
+
+def test_t_interval_of_three_values() -> None:
+    # Mean 2, SD 1, standard error 1/√3 = .577350; half width 4.302653 · .577350 = 2.484138.
+    low, high, reason = mean_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
+    assert reason is None
+
+
+def test_t_interval_of_equal_values_has_no_width() -> None:
+    assert mean_interval([0.25, 0.25]) == Interval(0.25, 0.25)
+
+
+@pytest.mark.parametrize("values", [[], [0.5]])
+def test_one_sae_has_no_interval_but_a_reason(values: list[float]) -> None:
+    assert mean_interval(values) == (None, None, "one SAE says nothing about the spread between SAEs")
+
+
+def test_jackknife_of_three_saes() -> None:
+    # Left out: .2, .3, .4; mean .3, squares .01 + 0 + .01 = .02; SE² = 2/3 · .02, SE = .115470;
+    # half width 4.302653 · .115470 = .496828, about the estimate, not about the mean of the left out.
+    low, high, reason = jackknife_interval(0.35, [0.2, 0.3, 0.4])
+    assert (low, high) == pytest.approx((0.35 - 0.496828, 0.35 + 0.496828), abs=1e-5)
+    assert reason is None
+
+
+def test_jackknife_of_a_mean_is_the_t_interval_of_the_mean() -> None:
+    # Left-one-out means are (Σx − xᵢ)/(S − 1), for which SE² becomes s²/S: Quenouille's identity.
+    values = np.array([0.1, 0.5, 0.2, 0.9, 0.4])
+    left_out = (values.sum() - values) / 4
+    assert jackknife_interval(values.mean(), list(left_out))[:2] == pytest.approx(
+        mean_interval(list(values))[:2]
+    )
+
+
+@pytest.mark.parametrize("left_out", [[], [0.5], [0.5, 0.6]])
+def test_one_pair_of_saes_has_no_interval_but_a_reason(left_out: list[float]) -> None:
+    low, high, reason = jackknife_interval(0.5, left_out)
+    assert (low, high) == (None, None)
+    assert reason is not None
+    assert reason.startswith("fewer than three SAEs")
+
+
+# Over sequences
+
+
+def test_ratio_interval_by_hand() -> None:
+    # 50 clusters of one token, sums 0 and 2 in turn: ratio 1, residuals ∓1, Σr² = 50;
+    # SE = √(50/49 · 50)/50 = 1/7; half width 2.009575/7 = .287082.
+    low, high, reason = ratio_interval(np.tile([0.0, 2.0], 25), np.ones(50))
+    assert (low, high) == pytest.approx((1 - T_49 / 7, 1 + T_49 / 7), abs=1e-6)
+    assert reason is None
+
+
+def test_ratio_interval_of_a_constant_ratio_has_no_width() -> None:
+    # However unequal the clusters, each has the ratio 1/4.
+    sizes = np.arange(1.0, 61.0)
+    assert ratio_interval(sizes / 4, sizes)[:2] == pytest.approx((0.25, 0.25), abs=1e-12)
+
+
+def test_fewer_than_50_sequences_have_no_interval_but_a_reason() -> None:
+    rng = np.random.default_rng(0)
+    reason = "49 sequences; an interval needs at least 50"
+    assert ratio_interval(np.ones(49), np.ones(49)) == (None, None, reason)
+    assert bootstrap_interval(mean_of(np.ones(49)), 49, rng) == (None, None, reason)
+    assert ratio_interval(np.ones(50), np.ones(50)).reason is None
+    assert bootstrap_interval(mean_of(np.ones(50)), 50, rng).reason is None
+
+
+def test_ratio_interval_covers_the_truth_95_times_in_100() -> None:
+    # Clusters of 1 to 20 tokens whose sums share an effect of the cluster: tokens are not independent.
+    # Over 2,000 trials the binomial SE of a coverage of .95 is √(.95 · .05 / 2000) = .0049;
+    # .93 to .97 are 4 of them on either side.
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2_000):
+        sizes = rng.integers(1, 21, 100).astype(float)
+        sums = sizes * (3.0 + rng.normal(size=100)) + np.sqrt(sizes) * rng.normal(size=100)
+        low, high, _ = ratio_interval(sums, sizes)
+        assert low is not None
+        assert high is not None
+        covered += low <= 3.0 <= high
+    assert 0.93 < covered / 2_000 < 0.97
+
+
+def test_bootstrap_covers_the_truth_95_times_in_100() -> None:
+    # Normal values: the percentile bootstrap of 80 has bounds at 1.96 · √(79/80) standard errors, between
+    # which Student's t with 79 degrees has .944; 400 resamples take about .002 off. Over 2,000 trials
+    # the binomial SE is .0051: .925 and .96 are more than 3 away.
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2_000):
+        values = rng.normal(3.0, 1.0, 80)
+        low, high, _ = bootstrap_interval(mean_of(values), 80, rng, n_resamples=400)
+        assert low is not None
+        assert high is not None
+        covered += low <= 3.0 <= high
+    assert 0.925 < covered / 2_000 < 0.96
+
+
+def test_bootstrap_draws_as_many_clusters_as_there_are() -> None:
+    seen: list[np.ndarray] = []
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        seen.append(weights)
+        return weights[:, 0]
+
+    bootstrap_interval(statistic, 60, np.random.default_rng(0), n_resamples=2_000)
+    weights = np.concatenate(seen)
+    assert weights.shape == (2_000, 60)
+    assert (weights.sum(axis=1) == 60).all()
+    # Each cluster is drawn once on average; the variance of a mean of 2,000 draws of about
+    # Poisson(1) is 1/2000, and 5 · √(1/2000) = .112.
+    assert np.abs(weights.mean(axis=0) - 1).max() < 0.112
+
+
+def test_bootstrap_bounds_are_the_quantiles_of_the_statistic() -> None:
+    # The values 0 … 1000, each once: 2.5 % and 97.5 % of the way.
+    low, high, _ = bootstrap_interval(
+        lambda weights: np.arange(len(weights), dtype=float), 60, np.random.default_rng(0), n_resamples=1_001
+    )
+    assert (low, high) == pytest.approx((25, 975))
+
+
+def test_bootstrap_repeats_itself_with_the_same_seed() -> None:
+    values = np.random.default_rng(1).normal(size=80)
+    first, second, other = (
+        bootstrap_interval(mean_of(values), 80, np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert first != other

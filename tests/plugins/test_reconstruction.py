@@ -1,0 +1,420 @@
+"""Reconstruction: by hand on the one-hot model, and against SAELens's own functions on the tiny Llama."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sae_faithful import ExperimentConfig, LanguageModel, SAEHandle, TokenSet
+from sae_faithful_plugins.fake_features import FakeFeatures
+from sae_faithful_plugins.reconstruction import Reconstruction
+from sae_faithful_plugins.self_generated import SelfGenerated
+from sae_faithful_plugins.shared_features import SharedFeatures
+
+VOCAB, BOS, EOS, PAD, D_MODEL = 64, 0, 1, 2, 64
+HOOK, LATER_HOOK = "model.layers.0", "model.layers.1"
+
+
+def rows_of(*tokens: int, n_rows: int = 60) -> TokenSet:
+    return TokenSet.from_rows(np.tile(tokens, (n_rows, 1)))
+
+
+def identity_on(*tokens: int) -> np.ndarray:
+    """Encoder whose latent i is the activation on token i, for those tokens."""
+    encoder = np.zeros((VOCAB, VOCAB))
+    encoder[list(tokens), list(tokens)] = 1.0
+    return encoder
+
+
+# By hand. Activations are unit vectors e5 and e6; BOS's is 100 · e0.
+
+THREE_FIVES_AND_A_SIX = (BOS, 5, 5, 5, 6, 5, 5, 5, 6, 5, 5, 5, 6)
+
+
+@pytest.fixture
+def keeps_five(plant: Callable[..., Any]) -> SAEHandle:
+    """An SAE that reconstructs e5 exactly and nothing else."""
+    return plant(identity_on(5), np.eye(VOCAB))
+
+
+def test_explained_variance_l0_and_ce_loss_score_by_hand(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
+    place = {"seed": 0, "dataset": "faithful"}
+    # Errors: 1 on each w6, a quarter of tokens. Variance: E‖x‖² − ‖E x‖² = 1 − (9/16 + 1/16) = 3/8.
+    assert measured.row("explained_variance", **place)["value"] == pytest.approx(1 - (1 / 4) / (3 / 8))
+    # One latent on w5, none on w6.
+    assert measured.row("l0", **place)["value"] == pytest.approx(3 / 4)
+    # Predictions at w5 are the model's own, at w6 those of a zero activation: all of the ablated loss.
+    # 9 w5 and 2 w6 predict something; the last w6 of a row has no next token.
+    assert measured.row("ce_loss_score", **place)["value"] == pytest.approx(9 / 11)
+    assert measured.row("l0", **place)["n"] == 60 * 12
+    assert measured.row("ce_loss_score", **place)["n"] == 60 * 11
+
+
+def test_a_perfect_sae_scores_one_and_one_that_gives_zero_scores_zero(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    perfect = plant(identity_on(5, 6), np.eye(VOCAB), seed=0)
+    nothing = plant(identity_on(), np.eye(VOCAB), seed=1)
+    measured = measure(Reconstruction(), [perfect, nothing], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
+    assert measured.row("explained_variance", seed=0)["value"] == pytest.approx(1)
+    assert measured.row("ce_loss_score", seed=0)["value"] == pytest.approx(1)
+    assert measured.row("ce_loss_score", seed=1)["value"] == pytest.approx(0)
+    # Errors of 1 a token against a variance of 3/8: worse than the mean.
+    assert measured.row("explained_variance", seed=1)["value"] == pytest.approx(1 - 8 / 3)
+
+
+def test_flaw_bos_is_left_out_whatever_its_norm(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    """Reference flaw: BOS left in, whose huge norm inflates explained variance."""
+    # The same SAE, which besides reconstructs BOS (norm 100) exactly, with every latent active on it.
+    encoder = identity_on(5)
+    encoder[BOS, 10:] = 1e-9
+    encoder[BOS, BOS] = 1.0
+    measured = measure(
+        Reconstruction(), [plant(encoder, np.eye(VOCAB))], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)}
+    )
+    # As without: with BOS in, 13 tokens would hold Σ‖x‖² = 10,012, errors of 3, and read .9997.
+    assert measured.row("explained_variance", seed=0)["value"] == pytest.approx(1 / 3)
+    assert measured.row("l0", seed=0)["value"] == pytest.approx(3 / 4)
+
+
+def test_flaw_sequences_count_by_their_tokens_and_not_equally(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    """Reference flaw: sequences weighted equally whatever their length."""
+    # One in two rows is short: BOS, one w6, then padding, which does not count.
+    long, short = [BOS, 5, 5, 5, 5, 5, 5, 6], [BOS, 6, PAD, PAD, PAD, PAD, PAD, PAD]
+    tokens = TokenSet.from_rows(np.array([long, short] * 30))
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": tokens})
+    # Of 8 tokens a pair of rows, 6 are w5. Rows weighted equally would give an L0 of (6/7 + 0) / 2 = .43.
+    assert measured.row("l0", seed=0)["value"] == pytest.approx(6 / 8)
+    # Errors 2/8; variance 1 − (9/16 + 1/16) = 3/8.
+    assert measured.row("explained_variance", seed=0)["value"] == pytest.approx(1 - (2 / 8) / (3 / 8))
+
+
+def test_the_ce_loss_score_is_made_from_the_first_rows_only(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    # Ten rows of w5 alone (all reconstructed), then fifty of w6 alone (none).
+    tokens = TokenSet.from_rows(np.array([[BOS] + [5] * 7] * 10 + [[BOS] + [6] * 7] * 50))
+    held_out = {"faithful": tokens}
+    for batch_rows in (3, 1_000):
+        measured = measure(Reconstruction(ce_tokens=80), [keeps_five], held_out, batch_rows=batch_rows)
+        row = measured.row("ce_loss_score", seed=0)
+        # 80 tokens are 10 rows, each with six predictions made at w5.
+        assert (row["value"], row["n"]) == (pytest.approx(1), 60)
+        assert row["reason"] == "10 sequences; an interval needs at least 50"
+        # The others are of every row: 10 rows of 60 have a latent active.
+        assert measured.row("l0", seed=0)["value"] == pytest.approx(1 / 6)
+
+
+def test_every_sae_is_measured_on_every_text_and_the_sources_row_is_the_mean(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    # L0 on text a (w5 only): 1, 1, 2 for seeds 0, 1, 2; on text b (w6 only): 0, 1, 1.
+    encoders = [identity_on(5), identity_on(5, 6), identity_on(5, 6)]
+    encoders[2][5, 40] = 1.0
+    handles = [plant(encoder, np.eye(VOCAB), source="a", seed=seed) for seed, encoder in enumerate(encoders)]
+    texts = {"a": rows_of(BOS, *[5] * 7, 6), "b": rows_of(BOS, *[6] * 7, 5)}
+    measured = measure(Reconstruction(), handles, texts)
+    # Seven of the main token and one of the other: (7 · 1 + 0, 7 + 1, 7 · 2 + 1) / 8 on a.
+    found = {
+        name: [measured.row("l0", seed=seed, dataset=name)["value"] for seed in range(3)] for name in texts
+    }
+    assert found == {"a": [7 / 8, 1, 15 / 8], "b": [1 / 8, 1, 9 / 8]}
+    row = measured.row("l0", dataset="a")
+    # Mean 10/8; deviations −3/8, −2/8, 5/8: SD √(38/64 / 2) = .544862, SE .314576,
+    # half width 4.302653 · .314576 = 1.353512.
+    assert row["value"] == pytest.approx(10 / 8)
+    assert row["ci_low"] == pytest.approx(10 / 8 - 1.353512, abs=1e-5)
+    assert row["ci_high"] == pytest.approx(10 / 8 + 1.353512, abs=1e-5)
+    assert (row["source"], row["n"]) == ("a", 3)
+
+
+def test_per_sae_rows_have_intervals_over_sequences_that_hold_the_value(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    rows = np.random.default_rng(0).choice([5, 6], p=[0.75, 0.25], size=(80, 12))
+    rows[:, 0] = BOS
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": TokenSet.from_rows(rows)})
+    for metric in ("explained_variance", "l0", "ce_loss_score"):
+        row = measured.row(metric, seed=0)
+        assert row["ci_low"] < row["value"] < row["ci_high"]
+    # L0 is a share of 880 tokens of .75 that fall independently: SE √(.75 · .25 / 880) = .0146, width about 4 SE.
+    row = measured.row("l0", seed=0)
+    assert row["ci_high"] - row["ci_low"] == pytest.approx(4 * 0.0146, rel=0.3)
+
+
+def test_fewer_than_fifty_sequences_give_a_reason_and_no_interval(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    held_out = {"faithful": rows_of(*THREE_FIVES_AND_A_SIX, n_rows=49)}
+    measured = measure(Reconstruction(), [keeps_five], held_out)
+    for metric in ("explained_variance", "l0", "ce_loss_score"):
+        row = measured.row(metric, seed=0)
+        assert (row["ci_low"], row["reason"]) == (None, "49 sequences; an interval needs at least 50")
+
+
+# Against SAELens, on the tiny Llama
+
+
+@pytest.fixture
+def own_tokens(make_request: Callable[..., Any]) -> TokenSet:
+    """Sixty rows of the tiny Llama's own samples: documents of all lengths, with BOS and EOS inside rows."""
+    tokens = SelfGenerated(batch_size=64).load(make_request(n_tokens=960))
+    assert (tokens.rows()[:, 1:] == BOS).any()
+    assert (tokens.rows() == EOS).any()
+    return tokens
+
+
+def make_sae(kind: str, seed: int, hook: str = HOOK, source: str = "faithful") -> SAEHandle:
+    """A randomly initialised SAELens SAE with biases; a random dictionary explains a little."""
+
+    def load() -> Any:
+        import torch
+        from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+        from sae_lens.util import temporary_seed
+
+        with temporary_seed(seed), torch.no_grad():
+            sae: Any = (
+                StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=96))
+                if kind == "standard"
+                else TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=96, k=24))
+            )
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+            sae.W_enc.copy_(sae.W_dec.T)
+            sae.b_enc.normal_(std=0.1)
+            sae.b_dec.normal_(std=0.1)
+        return sae
+
+    return SAEHandle(source=source, hook=hook, variant="main", seed=seed, load=load)
+
+
+@pytest.mark.parametrize("kind", ["standard", "topk"])
+@pytest.mark.parametrize("hook", [HOOK, LATER_HOOK])
+def test_explained_variance_equals_saelens_calculator(
+    llama: LanguageModel, own_tokens: TokenSet, measure: Callable[..., Any], kind: str, hook: str
+) -> None:
+    import torch
+    from sae_lens.evals import ExplainedVarianceCalculator
+
+    handle = make_sae(kind, 3, hook)
+    measured = measure(
+        Reconstruction(), [handle], {"faithful": own_tokens}, language_model=llama, batch_rows=7
+    )
+    tokens = torch.from_numpy(own_tokens.rows())
+    with torch.no_grad():
+        activations = llama.model.run_with_cache(tokens, names_filter=[hook])[1][hook]
+        ordinary = activations[~torch.isin(tokens, torch.tensor([BOS, EOS, PAD]))]
+        oracle = ExplainedVarianceCalculator()
+        oracle.add_batch(handle.sae(ordinary), ordinary)
+        l0 = (handle.sae.encode(ordinary).to_dense() != 0).sum(dim=-1).float().mean()
+    row = measured.row("explained_variance", seed=3)
+    assert row["value"] == pytest.approx(oracle.compute(), abs=1e-5)
+    assert row["n"] == len(ordinary)
+    assert measured.row("l0", seed=3)["value"] == pytest.approx(float(l0), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["standard", "topk"])
+@pytest.mark.parametrize("hook", [HOOK, LATER_HOOK])
+def test_the_ce_loss_score_equals_saelens_with_special_tokens_excluded(
+    llama: LanguageModel, own_tokens: TokenSet, measure: Callable[..., Any], kind: str, hook: str
+) -> None:
+    import torch
+    from sae_lens.evals import get_recons_loss
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    handle = make_sae(kind, 3, hook)
+    measured = measure(
+        Reconstruction(), [handle], {"faithful": own_tokens}, language_model=llama, batch_rows=7
+    )
+    tokens = torch.from_numpy(own_tokens.rows())
+    special = [BOS, EOS, PAD]
+    losses = get_recons_loss(
+        handle.sae, llama.model, ActivationScaler(), tokens,
+        compute_kl=False, compute_ce_loss=True, ignore_tokens=special, hook_name=hook,
+    )  # fmt: skip
+    # As `get_downstream_reconstruction_metrics` does it: losses of predictions made at ordinary tokens.
+    made_at_ordinary = ~torch.isin(tokens, torch.tensor(special))[:, :-1]
+    sae, own, ablated = (
+        float(losses[f"ce_loss_{name}"][made_at_ordinary].double().mean())
+        for name in ("with_sae", "without_sae", "with_ablation")
+    )
+    row = measured.row("ce_loss_score", seed=3)
+    assert row["value"] == pytest.approx((ablated - sae) / (ablated - own), abs=1e-4)
+    assert row["n"] == int(made_at_ordinary.sum())
+    # The numbers are far enough apart for the comparison to mean something.
+    assert abs(ablated - own) > 0.05
+    assert abs(sae - own) > 0.01
+
+
+def test_results_do_not_depend_on_the_batches(
+    llama: LanguageModel, own_tokens: TokenSet, measure: Callable[..., Any]
+) -> None:
+    few, many = (
+        measure(
+            Reconstruction(), [make_sae("topk", 3)], {"faithful": own_tokens},
+            language_model=llama, batch_rows=n,
+        )
+        for n in (9, 60)
+    )  # fmt: skip
+    for one, other in zip(few.rows, many.rows, strict=True):
+        assert one["value"] == pytest.approx(other["value"], abs=1e-5)
+        assert one["n"] == other["n"]
+
+
+# How often the model runs
+
+
+class Counted:
+    """Counts the model's runs: those stopped at a hook, and whole ones by whether something is edited."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cached: list[tuple[str, ...]] = []
+        self.edited = self.plain = 0
+        with_cache, with_hooks = model.run_with_cache, model.run_with_hooks
+
+        def run_with_cache(*args: Any, **kwargs: Any) -> Any:
+            self.cached.append(tuple(kwargs["names_filter"]))
+            return with_cache(*args, **kwargs)
+
+        def run_with_hooks(*args: Any, **kwargs: Any) -> Any:
+            if kwargs["fwd_hooks"]:
+                self.edited += 1
+            else:
+                self.plain += 1
+            return with_hooks(*args, **kwargs)
+
+        monkeypatch.setattr(model, "run_with_cache", run_with_cache)
+        monkeypatch.setattr(model, "run_with_hooks", run_with_hooks)
+
+
+def test_flaw_the_clean_and_ablated_forwards_run_once_for_all_saes(
+    llama: LanguageModel,
+    own_tokens: TokenSet,
+    measure: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`get_recons_loss` repeats both for every SAE."""
+    counted = Counted(llama.model, monkeypatch)
+    handles = [make_sae("topk", seed) for seed in range(3)]
+    measure(Reconstruction(), handles, {"faithful": own_tokens}, language_model=llama)
+    # 60 rows of 16 fit one forward of 1,024 tokens: one as it is, one ablated and one for each SAE.
+    assert (counted.plain, counted.edited) == (1, 1 + 3)
+    assert len(counted.cached) == 1
+
+
+def test_one_pass_of_a_token_set_serves_all_evaluators_saes_and_hooks(
+    llama: LanguageModel,
+    own_tokens: TokenSet,
+    make_request: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Any,
+) -> None:
+    from sae_faithful.evaluation import evaluate
+    from sae_faithful.interfaces import EvalContext
+    from sae_faithful.plan import PlannedEvaluator
+    from sae_faithful.run_folder import RunFolder
+
+    counted = Counted(llama.model, monkeypatch)
+    other = SelfGenerated(batch_size=64).load(make_request(n_tokens=960, seed=8))
+    # Two sources, two hooks, two seeds: eight SAEs.
+    handles = [
+        make_sae("topk", seed, hook, source)
+        for source in ("a", "b")
+        for hook in (HOOK, LATER_HOOK)
+        for seed in (0, 1)
+    ]
+    context = EvalContext(
+        handles=handles, held_out={"a": own_tokens, "b": other}, sources=["a", "b"], language_model=llama, seed=7
+    )  # fmt: skip
+    evaluators = [
+        PlannedEvaluator("shared_features", SharedFeatures(), {}),
+        PlannedEvaluator("fake_features", FakeFeatures(n_tokens=750), {}),
+        PlannedEvaluator("reconstruction", Reconstruction(ce_tokens=16), {}),
+    ]
+    encoded: list[int] = []
+    encode = SAEHandle.encode
+    monkeypatch.setattr(
+        SAEHandle,
+        "encode",
+        lambda self, activations: encoded.append(len(activations)) or encode(self, activations),
+    )
+    folder = RunFolder(tmp_path / "run")
+    evaluate(evaluators, context, folder, {}, batch_rows=1_000)
+    # Three token sets: random tokens (750 / 15 = 50 rows) and the two sources' text, each in one batch.
+    assert len(counted.cached) == 3
+    assert all(set(hooks) == {HOOK, LATER_HOOK} for hooks in counted.cached)
+    # Each SAE encodes random tokens and its own text once for all that look, and, for `reconstruction`,
+    # the other source's text: 3 · 8.
+    assert len(encoded) == 3 * 8
+    # Done again, everything is there already.
+    evaluate(evaluators, context, folder, {}, batch_rows=1_000)
+    assert len(counted.cached) == 3
+
+
+# Held out
+
+
+def test_flaw_held_out_text_is_never_training_text(tiny_config: dict[str, Any]) -> None:
+    """Reference flaw: evaluation on the first rows of the *train* split."""
+    from sae_faithful import load_plugins
+    from sae_faithful.data import prepare_texts
+    from sae_faithful.plan import make_plan
+    from sae_faithful.run_folder import RunFolder
+
+    config = ExperimentConfig.from_dict({**tiny_config, "evaluators": ["reconstruction"]})
+    model = LanguageModel.from_config(config, config.hook_names)
+    plan = make_plan(config, load_plugins(), model)
+    text = prepare_texts(plan, config, model, RunFolder(tiny_config["output_path"]))["faithful"]
+    assert text.train is not None
+    trained, held_out = text.train.arrays(), text.held_out.arrays()
+    assert len(held_out[0]) > 0
+    # No document is on both sides, not even in part, nor any row.
+    assert not set(trained[1].flatten()) - {-1} & set(held_out[1].flatten())
+    assert not {row.tobytes() for row in trained[0]} & {row.tobytes() for row in held_out[0]}
+    # Nor is a document written twice under two numbers.
+    documents = {document.tobytes() for document in text.train.documents(BOS)}
+    assert not documents & {document.tobytes() for document in text.held_out.documents(BOS)}
+
+
+def test_evaluators_look_at_held_out_text_and_random_tokens_only(one_hot_model: Any) -> None:
+    from sae_faithful.interfaces import EvalContext
+
+    held_out: Mapping[str, TokenSet] = {"a": rows_of(BOS, 5, 6), "b": rows_of(BOS, 6, 5)}
+    handles = [make_sae("topk", seed, source=source) for source in held_out for seed in (0, 1)]
+    context = EvalContext(
+        handles=handles, held_out=held_out, sources=["a", "b"], language_model=one_hot_model, seed=7
+    )
+    texts = {id(tokens) for tokens in held_out.values()}
+    assert {id(observer.tokens) for observer in Reconstruction().observers(context)} == texts
+    assert {id(observer.tokens) for observer in SharedFeatures().observers(context)} == texts
+    drawn = [
+        observer.tokens for observer in FakeFeatures(n_tokens=100).observers(context)
+        if id(observer.tokens) not in texts
+    ]  # fmt: skip
+    # One set of random tokens, shared by the four SAEs.
+    assert len(drawn) == 4
+    assert len({id(tokens) for tokens in drawn}) == 1
+
+
+def test_the_ablated_loss_of_the_one_hot_model_is_that_of_a_uniform_guess(one_hot_model: Any) -> None:
+    """The by-hand scores above rest on this."""
+    import torch
+
+    tokens = torch.tensor([[BOS, 5, 6]])
+    own = one_hot_model.logits(tokens)
+    ablated = one_hot_model.logits_with_edit(tokens, HOOK, torch.zeros_like)
+    loss = torch.nn.functional.cross_entropy(ablated[0, :-1], tokens[0, 1:])
+    assert float(loss) == pytest.approx(math.log(64))
+    # Two tokens of weight e⁴, 62 of weight 1: at w5 the next one, w6, has p = e⁴ / (2e⁴ + 62).
+    own_loss = torch.nn.functional.cross_entropy(own[0, 1:2], tokens[0, 2:])
+    assert float(own_loss) == pytest.approx(-math.log(math.e**4 / (2 * math.e**4 + 62)), abs=1e-5)
