@@ -103,8 +103,8 @@ def generate(
     from sae_faithful.hub import push_source
 
     folder = _run(file, output, overrides, "data")
-    for path in sorted((folder.root / "data").iterdir()):
-        click.echo(f"data: {path}")
+    for path in sorted(folder.root.glob("data/*/card.json")):
+        click.echo(f"data: {path.parent}")
     if repository is not None:
         click.echo(f"pushed: {push_source(folder, repository, name)}")
 

@@ -158,7 +158,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             target[last] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UsageError(f"--set {override}: the value is not YAML") from None
+            raise UsageError(f"--set {override}: '{text}' is not a YAML value") from None
     return result
 
 
@@ -215,7 +215,12 @@ def _d_in(config: Mapping[str, Any]) -> int:
         hook_head_index=config.get("hook_head_index"),
         from_pretrained_kwargs=config.get("model_from_pretrained_kwargs") or {},
     )
-    return model.hook_size(hooks[0])
+    size = model.hook_size(hooks[0])
+    if size is None:
+        raise UsageError(
+            f"sae needs 'd_in': the size of '{hooks[0]}' cannot be told without the model's weights"
+        )
+    return size
 
 
 def _fields(where: str, value: Any) -> dict[str, Any]:

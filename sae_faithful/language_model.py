@@ -36,7 +36,7 @@ class LanguageModel:
     given: HookedRootModule | None = None
     """A model made by the caller (SAELens's `override_model`), used in place of loading `name`."""
     autocast: bool = False
-    """Run forwards under bfloat16 autocast, as SAELens's `autocast_lm`."""
+    """Read activations under bfloat16 autocast, as SAELens's `autocast_lm`; logits keep the weights' dtype."""
 
     @classmethod
     def from_config(
@@ -129,8 +129,10 @@ class LanguageModel:
 
         return sorted(get_special_token_ids(self.tokenizer))
 
-    def hook_size(self, hook: str) -> int:
+    def hook_size(self, hook: str) -> int | None:
         """Length of the activation vector at `hook`, heads concatenated unless one is chosen (SAELens's `d_in`).
+
+        None where the model cannot run without its weights (some route tokens by their values).
 
         Raises:
             UsageError: no such hook; the nearest names are given.
@@ -141,8 +143,11 @@ class LanguageModel:
             names = [name for name in self.skeleton.hook_dict if name]
             raise UsageError(_unknown_hook(hook, self.name, names))
         tokens = torch.zeros(1, 2, dtype=torch.long, device=next(self.skeleton.parameters()).device)
-        with torch.no_grad():
-            cache = self.skeleton.run_with_cache(tokens, names_filter=[hook], prepend_bos=False)[1]
+        try:
+            with torch.no_grad():
+                cache = self.skeleton.run_with_cache(tokens, names_filter=[hook], prepend_bos=False)[1]
+        except (RuntimeError, NotImplementedError):
+            return None
         if hook not in cache:
             raise UsageError(f"hook_name '{hook}' of {self.name} gives no activation tensor")
         return self._flat(cache[hook]).shape[-1]
@@ -156,7 +161,8 @@ class LanguageModel:
 
         stops = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
         layers = [stop for stop in stops if stop is not None]
-        with torch.no_grad(), self._autocast():
+        device = torch.device(self.device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             cache = self.model.run_with_cache(
                 tokens.to(self.device),
                 names_filter=list(hooks),
@@ -169,7 +175,7 @@ class LanguageModel:
         """Next-token logits after every position."""
         import torch
 
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad():
             return self._run(tokens, [])
 
     def logits_with_edit(
@@ -191,7 +197,7 @@ class LanguageModel:
                 return whole
             return edited.reshape(activations.shape)
 
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad():
             return self._run(tokens, [(hook, replace_activations)])
 
     def random_rows(
@@ -233,11 +239,6 @@ class LanguageModel:
         if self.hook_head_index is not None:
             return activations[:, :, self.hook_head_index]
         return activations.flatten(start_dim=2) if activations.ndim > 3 else activations
-
-    def _autocast(self) -> Any:
-        import torch
-
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
 
 
 def _is_proxy(model: HookedRootModule) -> bool:

@@ -73,7 +73,10 @@ def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRoo
 
         config = _hf_config(name, kwargs)
         with torch.device("meta"):
-            return HookedProxyLM(AutoModelForCausalLM.from_config(config), None)  # pyright: ignore[reportArgumentType]
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=kwargs.get("trust_remote_code")
+            )
+        return HookedProxyLM(model, None)  # pyright: ignore[reportArgumentType]
     if class_name == "HookedTransformer":
         from transformer_lens import HookedTransformer
 

@@ -234,11 +234,11 @@ def _saes(config: ExperimentConfig, model: LanguageModel) -> list[PlannedSAE]:
             merged = _merge(base, override)
             # With several hooks, each SAE takes its own hook's size; a size given in the config must fit.
             given = hook == config.hook_names[0] or "d_in" in override
-            if given and merged["d_in"] != size:
+            if size is not None and given and merged["d_in"] != size:
                 raise UsageError(
                     f"sae.d_in is {merged['d_in']}, but {config.model_name} has {size} activations at '{hook}'"
                 )
-            merged["d_in"] = size
+            merged["d_in"] = size or merged["d_in"]
             merged.pop("metadata", None)
             sae = sae_config_from_dict(merged, {})
             fields = {f"sae.{key}": value for key, value in _json(sae.to_dict()).items()}

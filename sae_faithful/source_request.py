@@ -41,10 +41,10 @@ class SourceRequest:
     def tokenize(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Token ids of each text, without special tokens; in batches, as tokenizers are fastest."""
         stream = iter(texts)
+        # A stranger's text may spell a special token: it is text, not the token.
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         while batch := list(islice(stream, TEXTS_PER_BATCH)):
-            yield from self.language_model.tokenizer(batch, add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
+            yield from self.language_model.tokenizer(batch, **options)["input_ids"]
 
     def pack(
         self,

@@ -80,6 +80,13 @@ def test_a_name_that_saelens_has_is_refused_and_its_owner_named(classes: tuple[A
     assert before == SAE_TRAINING_CLASS_REGISTRY
 
 
+def test_one_name_with_two_config_classes_is_refused() -> None:
+    register_architectures(offering(planted=(PlantedSAE, PlantedConfig)))
+    with pytest.raises(UsageError, match=r"architecture 'planted' .* is already registered with SAELens by "):
+        register_architectures(offering(planted=(PlantedSAE, StandardTrainingSAEConfig)))
+    assert get_sae_training_class("planted") == (PlantedSAE, PlantedConfig)
+
+
 def test_without_architectures_nothing_is_registered() -> None:
     before = dict(SAE_TRAINING_CLASS_REGISTRY)
     assert register_architectures(PluginManager()) == []

@@ -205,7 +205,7 @@ def test_every_verb_on_a_config_refuses_bad_input(
     [
         (["--set", "lr"], "--set 'lr' is not KEY=VALUE"),
         (["--set", "lr.high=1"], "--set lr.high: 'lr' holds a single value"),
-        (["--set", "sae={k: 3"], "--set sae={k: 3: the value is not YAML"),
+        (["--set", "sae={k: 3"], "--set sae={k: 3: '{k: 3' is not a YAML value"),
         (["--set", "sae.k=few"], "sae.k = 'few'"),
     ],
 )

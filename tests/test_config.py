@@ -278,7 +278,7 @@ def test_a_set_into_a_single_value_is_refused() -> None:
 
 
 def test_a_set_whose_value_is_not_yaml_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^--set sae=\{k: 3: the value is not YAML") as caught:
+    with pytest.raises(UsageError, match=r"^--set sae=\{k: 3: '\{k: 3' is not a YAML value$") as caught:
         apply_overrides({}, ["sae={k: 3"])
     assert "\n" not in str(caught.value)
 

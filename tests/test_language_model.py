@@ -119,6 +119,17 @@ def test_activations_are_those_that_saelens_trains_on(
         torch.testing.assert_close(found[hook].float(), expected, rtol=0, atol=0)
 
 
+def test_autocast_is_for_activations_only(model: LanguageModel, tokens: torch.Tensor) -> None:
+    import torch
+
+    hook = model.hooks[1]
+    exact, logits = model.activations(tokens, [hook])[hook], model.logits(tokens)
+    model.autocast = True
+    assert not torch.equal(model.activations(tokens, [hook])[hook].float(), exact)
+    # What is measured on logits keeps the weights' precision.
+    torch.testing.assert_close(model.logits(tokens), logits, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("hook", ["model.embed_tokens", "model.layers.1.mlp.gate_proj", "model.norm"])
 def test_activations_inside_and_outside_a_llamas_layers_are_saelens_s(
     tiny_llama: str, tokens: torch.Tensor, hook: str
@@ -313,6 +324,20 @@ def test_a_hook_without_a_tensor_is_refused(tiny_llama: str) -> None:
     # The module `model` returns an object that holds tensors, which SAELens does not hook.
     with pytest.raises(UsageError, match=r"hook_name 'model' of .* gives no activation tensor"):
         LanguageModel(tiny_llama).hook_size("model")
+
+
+def test_a_size_that_only_the_weights_could_tell_is_none(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LanguageModel(tiny_llama)
+
+    def data_dependent(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    monkeypatch.setattr(model.skeleton, "run_with_cache", data_dependent)
+    assert model.hook_size("model.layers.0") is None
+    with pytest.raises(UsageError, match="unknown hook_name"):
+        model.hook_size("model.layers.7")
 
 
 def test_facts_cost_no_weights(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,17 @@ def test_there_is_an_sae_for_every_hook_variant_and_seed(tiny_config: dict[str, 
     }
 
 
+def test_a_d_in_that_cannot_be_checked_is_taken_as_given(
+    tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LanguageModel, "hook_size", lambda self, hook: None)
+    sae = {**tiny_config["sae"], "d_in": 40}
+    assert {planned.config.d_in for planned in plan_of(tiny_config, sae=sae).saes} == {40}
+    del sae["d_in"]
+    with pytest.raises(UsageError, match=r"needs 'd_in': the size of 'model\.layers\.0' cannot be told"):
+        plan_of(tiny_config, sae=sae)
+
+
 def test_no_two_saes_share_a_config_object(tiny_config: dict[str, Any]) -> None:
     plan = plan_of(tiny_config)
     assert plan.saes[0].config == plan.saes[1].config

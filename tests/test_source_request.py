@@ -13,20 +13,29 @@ from sae_faithful.tokens import NO_DOCUMENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BOS = 0
+BOS, EOS = 0, 99
 
 
 class RecordingTokenizer:
-    """Gives the lengths of a text's words as ids, and notes what it was asked."""
+    """Gives the lengths of a text's words as ids, and as a tokenizer does unless told otherwise, BOS before
+    them and special ids for words that spell special tokens. It notes its batches."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.options: list[dict[str, Any]] = []
 
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+    def __call__(
+        self,
+        texts: list[str],
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        **others: Any,
+    ) -> dict[str, list[list[int]]]:
         self.batches.append(len(texts))
-        self.options.append(options)
-        return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
+        start = [BOS] if add_special_tokens else []
+        return {"input_ids": [start + [self._id(w, split_special_tokens) for w in t.split()] for t in texts]}
+
+    def _id(self, word: str, split_special_tokens: bool) -> int:
+        return EOS if word == "<eos>" and not split_special_tokens else len(word)
 
 
 @pytest.fixture
@@ -67,9 +76,15 @@ def test_tokenize_reads_no_further_than_the_batch_it_needs(words: RecordingToken
     assert len(read) == 64
 
 
-def test_tokenize_adds_no_special_tokens(tokenizer: Any) -> None:
-    # In this vocabulary `w9` is token 9; BOS is left to packing.
-    assert list(request(tokenizer).tokenize(["w9 w4", "w5"])) == [[9, 4], [5]]
+def test_tokenize_adds_no_special_tokens(words: RecordingTokenizer) -> None:
+    # BOS is left to packing.
+    assert words(["one"])["input_ids"] == [[BOS, 3]]
+    assert list(request(words).tokenize(["one"])) == [[3]]
+
+
+def test_text_that_spells_a_special_token_is_text(words: RecordingTokenizer) -> None:
+    assert words(["a <eos>"])["input_ids"] == [[BOS, 1, EOS]]
+    assert list(request(words).tokenize(["a <eos>"])) == [[1, 5]]
 
 
 def test_pack_gives_the_tokens_asked_for_and_no_more(words: RecordingTokenizer) -> None:

@@ -74,6 +74,7 @@ class SharedFeatures:
             yield EvalResult(metric="sfr", value=None, unit="share of latents", reason=reason, **place)
             sentences.append(f"{where}: not measured, one seed.")
             return
+        yield from _alive_rows(members, place)
         weights = [Weights(member.counts.rates) for member in members]
         directions = [member.handle.W_dec.float().cpu().numpy() for member in members]
         matches = {
@@ -136,6 +137,18 @@ class OwnFirings:
     def update(self, batch: ActivationBatch) -> None:
         """Count one batch."""
         self.counts.add(batch.first_row, batch.latents(self.handle), batch.mask)
+
+
+def _alive_rows(members: Sequence[OwnFirings], place: dict[str, Any]) -> Iterator[EvalResult]:
+    """How many latents are alive, and on how many tokens that was found out."""
+    shares: list[float] = []
+    for member in members:
+        shares.append(float((member.counts.rates > 0).mean()))
+        yield EvalResult(
+            metric="alive", value=shares[-1], unit="share of latents", n=member.counts.n_tokens,
+            reason="whether a latent has fired on these tokens is no estimate", seed=member.handle.seed, **place,
+        )  # fmt: skip
+    yield _row("alive", None, "all", float(np.mean(shares)), mean_interval(shares), len(shares), place)
 
 
 def _pair_rows(
@@ -218,4 +231,4 @@ def _sentence(where: str, row: EvalResult, null: EvalResult) -> str:
 
 
 def _unit(metric: str) -> str:
-    return "share of latents" if metric.startswith("sfr") else "cosine"
+    return "cosine" if metric.startswith("mean_matched_cosine") else "share of latents"

@@ -53,12 +53,13 @@ def test_rows_added_twice_count_twice() -> None:
 
 
 def test_tensors_of_any_type_are_summed_in_double_precision() -> None:
-    # 2²⁴ + 1 is no float32, and 256 + 1 no bfloat16: sums kept in those types would stay where they are.
+    # 2²⁴ + 1 is no float32, and 256 + 1 no bfloat16: kept in those types they would be one less.
     sums = ClusterSums(1, 2)
-    sums.add(0, torch.tensor([[2.0**24, 256.0]], dtype=torch.float32))
+    sums.add(0, torch.tensor([[2**24 + 1, 0]]))
+    sums.add(0, torch.tensor([[0.0, 256.0]], dtype=torch.bfloat16))
     sums.add(0, torch.tensor([[1.0, 1.0]], dtype=torch.bfloat16))
     sums.add(0, torch.tensor([[True, False]]))
-    assert sums.total.tolist() == [2**24 + 2, 257]
+    assert sums.total.tolist() == [2**24 + 3, 257]
 
 
 def test_nothing_added_sums_to_zero() -> None:

@@ -70,7 +70,10 @@ def test_a_negated_direction_is_not_shared() -> None:
     match = match_directions(E[[1, 2, 3, 4]], np.stack([E[1], E[2], -E[3], E[5]]))
     assert shared(match) == 2 / 4
     assert sorted(match.cosine) == [0, 0, 1, 1]
-    assert match_directions(E[[3]], -E[[3]]).cosine.tolist() == [-1]
+    # With nothing else to match, the pair is made and does not count.
+    opposite = match_directions(E[[3]], -E[[3]])
+    assert opposite.cosine.tolist() == [-1]
+    assert shared(opposite) == 0
 
 
 def test_every_latent_is_matched_once_where_greedy_matching_would_not() -> None:

@@ -77,7 +77,7 @@ def test_flaw_merely_dense_latents_are_not_counted_by_the_contrast(
 ) -> None:
     """Reference flaw: no contrast with real text, so that dense latents count as fake."""
     # All four fire on everything or on half of everything; own text is w5 and w6.
-    dense = table(everywhere(2.0), everywhere(2.0), {t: 2.0 for t in range(3, 34)}, {})
+    dense = table(everywhere(2.0), everywhere(2.0), dict.fromkeys(range(3, 34), 2.0), {})
     # Latent 2: rate 31/61 on random tokens, 1 on its own text.
     result = measure(FakeFeatures(n_tokens=N_RANDOM), [plant(dense)], {"faithful": own_text()})
     assert result.row("ffr", seed=0, subset="all")["value"] == 3 / 4
@@ -150,7 +150,7 @@ def test_a_share_of_exactly_tau_is_not_more_than_tau(
 
 def test_every_tau_has_its_rows(plant: Callable[..., Any], measure: Callable[..., Any]) -> None:
     # A quarter of the ordinary tokens: 15 of 61.
-    handle = plant(table({token: 2.0 for token in range(10, 25)}))
+    handle = plant(table(dict.fromkeys(range(10, 25), 2.0)))
     source = FakeFeatures(n_tokens=N_RANDOM, taus=[0.01, 0.2, 0.3])
     result = measure(source, [handle], {"faithful": own_text()})
     found = [
@@ -203,7 +203,7 @@ def test_flaw_random_tokens_are_seeded(
     assert (one == again).all()
     assert (one != other).any()
     # Six tokens of 61: a rate near tau, so that every random number shows in the interval.
-    handle = plant(table({token: 2.0 for token in range(10, 16)}, everywhere(2.0)))
+    handle = plant(table(dict.fromkeys(range(10, 16), 2.0), everywhere(2.0)))
     first, second = (
         measure(FakeFeatures(n_tokens=N_RANDOM), [handle], {"faithful": own_text()}) for _ in range(2)
     )
@@ -217,7 +217,7 @@ def test_a_borderline_latent_widens_the_interval_and_a_clear_one_does_not(
     plant: Callable[..., Any], measure: Callable[..., Any]
 ) -> None:
     # 1,000 tokens in 100 sequences: the SE of a rate of 6/61 = .098 is .0094, so .1 is within it.
-    encoder = table(everywhere(2.0), {token: 2.0 for token in range(10, 16)})
+    encoder = table(everywhere(2.0), dict.fromkeys(range(10, 16), 2.0))
     result = measure(FakeFeatures(n_tokens=N_RANDOM), [plant(encoder)], {"faithful": own_text()})
     row = result.row("ffr", seed=0, subset="all")
     assert (row["ci_low"], row["ci_high"]) == (0.5, 1.0)

@@ -178,6 +178,6 @@ def test_a_dataset_that_cannot_be_read_is_one_line_for_the_user(
 def test_without_a_hub_the_real_loader_fails_in_one_line_that_names_the_dataset(
     load: Callable[..., TokenSet],
 ) -> None:
-    with pytest.raises(UsageError, match="hub_dataset 'nobody/nothing-at-all' cannot be read: .+") as caught:
+    with pytest.raises(UsageError, match=r"hub_dataset 'nobody/nothing-at-all' cannot be read: .+") as caught:
         load(path="nobody/nothing-at-all")
     assert "\n" not in str(caught.value)

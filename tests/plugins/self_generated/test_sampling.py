@@ -260,7 +260,7 @@ def test_chat_user_without_a_chat_template_is_refused(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama.tokenizer, "chat_template", None)
-    with pytest.raises(UsageError, match="prompt chat_user, but the tokenizer of .* has no chat template"):
+    with pytest.raises(UsageError, match=r"prompt chat_user, but the tokenizer of .* has no chat template"):
         build_prompt("chat_user", llama)
 
 
@@ -294,7 +294,7 @@ def test_a_generator_with_another_vocabulary_is_refused(
     larger = AutoTokenizer.from_pretrained(tmp_path / "copy")
     larger.add_tokens(["w64"])
     other = make_llama(tmp_path / "larger", larger, seed=5, vocab_size=VOCAB + 1)
-    with pytest.raises(UsageError, match="generator '.*larger' has another vocabulary than"):
+    with pytest.raises(UsageError, match=r"generator '.*larger' has another vocabulary than"):
         Sampler.from_options(SelfGenerated(generator=other), make_request())
 
 

@@ -111,6 +111,8 @@ def test_shards_are_drawn_only_as_far_as_they_are_needed(make_cache: Callable[..
 def test_a_deleted_shard_comes_back_with_the_same_bytes(make_cache: Callable[..., ShardCache]) -> None:
     cache = make_cache()
     take(cache, 4)
+    # Nothing that was written aside is left.
+    assert not list(cache.folder.glob(".*"))
     before = shard_bytes(cache)
     for index in (0, 2):
         (cache.folder / f"shard-{index:06d}.arrow").unlink()
