@@ -100,8 +100,12 @@ def generate(
 
     Example: sae-faithful generate examples/quickstart.yaml --output runs/data
     """
-    from sae_faithful.hub import push_source
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.hub import push_source, source_to_push
 
+    if repository is not None and (sources := list(ExperimentConfig.from_file(file, overrides).sources)):
+        # Before hours of generation, not after.
+        name = source_to_push(sources, name)
     folder = _run(file, output, overrides, "data")
     for path in sorted(folder.root.glob("data/*/card.json")):
         click.echo(f"data: {path.parent}")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
@@ -18,7 +19,6 @@ from sae_faithful.registry import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 DEFAULT_HOOK = LanguageModelSAERunnerConfig.hook_name
@@ -112,7 +112,7 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         return config
 
     @classmethod
-    def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    def from_file(cls, path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """From a YAML or JSON file, with `key=value` overrides (dots reach into nested fields).
 
         Raises:
@@ -126,8 +126,9 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         return json.loads(json.dumps(super().to_dict(), default=str))
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML or JSON file (JSON is YAML)."""
+    path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

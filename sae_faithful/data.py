@@ -112,12 +112,23 @@ def load_tokens(planned: PlannedText, config: ExperimentConfig, model: LanguageM
     return tokens.head(planned.n_tokens // config.context_size)
 
 
-def typicality_results(texts: Sequence[tuple[str, dict[str, Any]]]) -> list[EvalResult]:
-    """The typicality gaps on the cards, as rows of results."""
+def typicality_results(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder
+) -> list[EvalResult]:
+    """The typicality gaps on the cards of every text and of uniform random tokens, as rows of results."""
+    steps = [text.step(model.identity) for text in plan.texts]
+    if steps:
+        steps.append(_random_tokens_step(config, model))
     rows: list[EvalResult] = []
-    for name, card in texts:
-        gap = card["typicality"]
-        common: dict[str, Any] = {"evaluator": "typicality", "dataset": name, "n": gap["n_tokens"]}
+    for step in steps:
+        card = json.loads((folder.root / step.path / CARD_FILE).read_text())
+        name, gap = card["name"], card["typicality"]
+        common: dict[str, Any] = {
+            "evaluator": "typicality",
+            "dataset": name,
+            "n": gap["n_tokens"],
+            "config_hash": step.hash,
+        }
         rows.append(
             EvalResult(
                 metric="typicality_gap", value=gap["gap"], unit="nats/token",
@@ -127,11 +138,6 @@ def typicality_results(texts: Sequence[tuple[str, dict[str, Any]]]) -> list[Eval
         reason = "a standard normal deviate when the text is the model's own"
         rows.append(EvalResult(metric="typicality_z", value=gap["z"], unit="SD", reason=reason, **common))
     return rows
-
-
-def random_tokens_card(folder: RunFolder) -> dict[str, Any]:
-    """The card of the uniform random tokens that typicality gaps are seen beside."""
-    return json.loads((folder.root / _random_tokens_path() / CARD_FILE).read_text())
 
 
 def measure_typicality(
@@ -231,7 +237,7 @@ def _write_text(
 
 
 def _write_random_tokens_card(config: ExperimentConfig, model: LanguageModel, folder: RunFolder) -> None:
-    step = Step(_random_tokens_path(), {"seed": config.seed}, {"model": model.identity})
+    step = _random_tokens_step(config, model)
     if folder.finished(step):
         return
     rng = np.random.default_rng(derive_seed(config.seed, "typicality", RANDOM_TOKENS))
@@ -243,8 +249,8 @@ def _write_random_tokens_card(config: ExperimentConfig, model: LanguageModel, fo
         write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})
 
 
-def _random_tokens_path() -> str:
-    return f"references/{RANDOM_TOKENS}"
+def _random_tokens_step(config: ExperimentConfig, model: LanguageModel) -> Step:
+    return Step(f"references/{RANDOM_TOKENS}", {"seed": config.seed}, {"model": model.identity})
 
 
 def _plain_gap(gap: TypicalityGap) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.architectures import register_architectures
-from sae_faithful.data import RANDOM_TOKENS, Text, prepare_texts, random_tokens_card, typicality_results
+from sae_faithful.data import Text, prepare_texts, typicality_results
 from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
 from sae_faithful.interfaces import EvalContext, UsageError
 from sae_faithful.language_model import LanguageModel
@@ -82,7 +82,7 @@ def run(
         if until == "saes":
             return folder
         _evaluate(plan, config, model, texts, trained, folder)
-        _collect(plan, texts, folder)
+        _collect(plan, config, model, folder)
         write_report(folder)
         plugins.hook.publish(run_folder=folder.root)
     return folder
@@ -135,12 +135,9 @@ def _evaluate(
     evaluate(plan.evaluators, context, folder, inputs, rows, config.seqpos_slice)
 
 
-def _collect(plan: Plan, texts: dict[str, Text], folder: RunFolder) -> None:
+def _collect(plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder) -> None:
     """Step 5: every evaluator's rows and columns in one file each."""
-    cards = [(name, text.card) for name, text in texts.items()]
-    if texts:
-        cards.append((RANDOM_TOKENS, random_tokens_card(folder)))
-    lines = [row_to_json(row) + "\n" for row in typicality_results(cards)]
+    lines = [row_to_json(row) + "\n" for row in typicality_results(plan, config, model, folder)]
     results = {planned.name: folder.result_dir(planned.name) for planned in plan.evaluators}
     for path in results.values():
         lines += [json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path)]

@@ -14,7 +14,7 @@ def hash_settings(settings: object) -> str:
     """First 16 hex digits of the SHA-256 of `settings` written as canonical JSON.
 
     Raises:
-        TypeError: `settings` holds something JSON cannot say, which could not be compared across runs.
+        TypeError, ValueError: `settings` holds something JSON cannot say, which could not be compared across runs.
     """
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -11,6 +11,8 @@ from sae_faithful.model_source import tokenizer_on_hub
 from sae_faithful.registry import unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sae_faithful.run_folder import RunFolder
 
 TOKENIZATION_FILE = "sae_lens.json"
@@ -28,13 +30,7 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
     from huggingface_hub import HfApi
 
     sources = sorted(path.parent.name for path in (folder.root / "data").glob(f"*/{TRAIN_FILE}"))
-    if name is None and len(sources) == 1:
-        name = sources[0]
-    if name is None:
-        raise UsageError(f"which source is to be pushed? --source may be: {', '.join(sources) or 'none'}")
-    if name not in sources:
-        raise UsageError(unknown("source", name, sources, "--source may be"))
-    text = open_text(folder.data_dir(name))
+    text = open_text(folder.data_dir(source_to_push(sources, name)))
     assert text.train is not None  # it was found by its training file
     splits = DatasetDict({"train": text.train.dataset, "held_out": text.held_out.dataset})
     config = json.loads(folder.config_file.read_text())
@@ -52,6 +48,21 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"cannot push to '{repository}': {reason}") from error
     return f"datasets/{repository}"
+
+
+def source_to_push(sources: Sequence[str], name: str | None) -> str:
+    """The source meant by `name`: that one, or the only one.
+
+    Raises:
+        UsageError: there are several, or none of that name.
+    """
+    if name is None and len(sources) == 1:
+        return sources[0]
+    if name is None:
+        raise UsageError(f"which source is to be pushed? --source may be: {', '.join(sources) or 'none'}")
+    if name not in sources:
+        raise UsageError(unknown("source", name, sources, "--source may be"))
+    return name
 
 
 def _tokenization(config: dict[str, Any], tokenizer: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class EvalResult:
     value: float | None
     unit: str
     n: int | None = None
-    """How many `unit`-less things the number is made from (tokens, pairs, SAEs): see docs/metrics.md."""
+    """What the number is made from, counted: tokens, pairs or SAEs; docs/metrics.md says which."""
     ci_low: float | None = None
     ci_high: float | None = None
     """Bounds of the 95 % interval."""

@@ -111,8 +111,9 @@ def _revision(name: str, class_name: str, kwargs: Mapping[str, Any]) -> str:
         return _package_version(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]
-        return hash_settings([[path.name, hash_file(path)] for path in sorted(files) if path.exists()])
+        patterns = ("*.safetensors", "*.bin", "config.json", "tokenizer*")
+        files = [path for pattern in patterns for path in folder.glob(pattern)]
+        return hash_settings([[path.name, hash_file(path)] for path in sorted(files)])
     if class_name == "HookedTransformer":
         from transformer_lens.loading_from_pretrained import get_official_model_name
 

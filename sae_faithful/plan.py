@@ -116,6 +116,11 @@ def make_plan(config: ExperimentConfig, plugins: PluginManager, model: LanguageM
     saes = _saes(config, model)
     specs = dict(config.sources)
     stock = None
+    if specs and config.dataset_path not in ("", *specs):
+        raise UsageError(
+            f"dataset_path '{config.dataset_path}' and sources {', '.join(specs)} both say what to train on; "
+            "leave one out"
+        )
     if not specs:
         plugin = source_plugin_in_dataset_path(config.dataset_path, plugins)
         if plugin is not None:
@@ -180,7 +185,7 @@ def _text(
 ) -> PlannedText:
     if n_tokens < config.context_size:
         raise UsageError(
-            f"{key}: {n_tokens} tokens are fewer than one row of context_size {config.context_size}"
+            f"{key}: n_tokens {n_tokens} are fewer than one row of context_size {config.context_size}"
         )
     settings = {
         f"{key}.plugin": spec["plugin"],

@@ -147,11 +147,16 @@ class TokenSet:
         ids, owners = ids[kept], owners[kept]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         parts = np.split(ids, starts[1:]) if len(ids) else []
-        # Where EOS is BOS, one token ends a document and begins the next: give it to the next as well.
-        return [
-            part if part[0] == bos_token_id else np.concatenate([np.array([bos_token_id], np.int32), part])
-            for part in parts
-        ]
+        bos = np.array([bos_token_id], np.int32)
+        whole: list[np.ndarray] = []
+        previous = -1
+        for part in parts:
+            # Where EOS is BOS, one token ends a document and begins the next: give it to the next as well, even
+            # where that next document is a lone EOS.
+            shared = previous == bos_token_id and (part[0] != bos_token_id or len(part) == 1)
+            whole.append(np.concatenate([bos, part]) if shared or part[0] != bos_token_id else part)
+            previous = int(part[-1])
+        return whole
 
     def split(self, held_out: float = 0.1) -> tuple[TokenSet, TokenSet]:
         """The training rows and the held-out ones: the last ⌈`held_out` of the rows⌉, cut at a document boundary.

@@ -16,7 +16,9 @@ BOS, EOS, PAD = 0, 1, 2
 D_MODEL = 64
 CONTEXT = 16
 
-CHAT_TEMPLATE = "{% for message in messages %}<bos>{{ message['role'] }} {{ message['content'] }}<eos>{% endfor %}"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<bos>{{ message['role'] }} {{ message['content'] }}<eos>{% endfor %}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,9 @@ def tokenizer() -> Any:
     vocabulary = {"<bos>": BOS, "<eos>": EOS, "<pad>": PAD, "user": 3} | {f"w{i}": i for i in range(4, VOCAB)}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -78,8 +82,8 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
 def tiny_hooked(tiny_llama: str) -> Any:
     """A random two-layer HookedTransformer."""
     import torch
-    from transformers import AutoTokenizer
     from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformers import AutoTokenizer
 
     config = HookedTransformerConfig(
         n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=16, n_heads=4, d_vocab=VOCAB, act_fn="gelu", seed=0,

@@ -143,7 +143,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "fewer tokens than one row": (
         {"sources.faithful.n_tokens": 15},
-        ["sources.faithful: 15 tokens", "one row of context_size 16"],
+        ["sources.faithful: n_tokens 15", "one row of context_size 16"],
     ),
     "a hook that does not exist": (
         {"hook_name": "model.layers.7"},
@@ -459,9 +459,9 @@ def interrupt(arguments: list[str], when: Callable[[bytes], bool], folder: Path)
 def test_an_interrupted_run_says_so_and_goes_on_where_it_was(
     tiny_config: dict[str, Any], tmp_path: Path, cache: Path
 ) -> None:
-    # Enough to be in the middle of: 40 shards of about 240 tokens, 470 training steps.
+    # Enough to be in the middle of: 40 shards of about 240 tokens, 2,300 training steps.
     changes = {
-        "sources.faithful.batch_size": 16, "sources.faithful.n_tokens": 9_600, "training_tokens": 30_000,
+        "sources.faithful.batch_size": 16, "sources.faithful.n_tokens": 9_600, "training_tokens": 150_000,
         "sources.faithful.max_new_tokens": 15,
     }  # fmt: skip
     arguments = ["run", written(merged(tiny_config, changes), tmp_path)]

@@ -100,10 +100,12 @@ def test_datasets_are_as_large_as_the_held_out_part_of_a_source(tiny_config: dic
 
 
 def test_fewer_tokens_than_a_row_names_the_text(tiny_config: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"sources\.a: 15 tokens are fewer than one row of context_size 16"):
+    with pytest.raises(
+        UsageError, match=r"sources\.a: n_tokens 15 are fewer than one row of context_size 16"
+    ):
         plan_of(tiny_config, sources={"a": {"plugin": "sized", "n_tokens": 15}})
     # One row of a source leaves ⌈1.6⌉ = 2 tokens for a dataset.
-    with pytest.raises(UsageError, match=r"datasets\.d: 2 tokens are fewer than one row"):
+    with pytest.raises(UsageError, match=r"datasets\.d: n_tokens 2 are fewer than one row"):
         plan_of(tiny_config, sources={"a": {"plugin": "sized", "n_tokens": 16}}, datasets={"d": "sized"})
 
 

@@ -166,6 +166,19 @@ def test_rows_of_a_part_are_the_parts_own() -> None:
 # Documents put together again
 
 
+def test_a_lone_eos_that_is_bos_is_put_together_again_as_bos_and_eos() -> None:
+    # Packed: BOS 5 BOS | BOS 6 ...: the second document is the one token EOS, the third shares it as its BOS.
+    packed = TokenSet.from_documents(
+        [[5, BOS], [BOS], [6, 7]], n_tokens=6, context_size=3, bos_token_id=BOS, begin_rows_with_bos=False
+    )
+    assert packed.rows().tolist() == [[BOS, 5, BOS], [BOS, 6, 7]]
+    assert [document.tolist() for document in packed.documents(BOS)] == [
+        [BOS, 5, BOS],
+        [BOS, BOS],
+        [BOS, 6, 7],
+    ]
+
+
 @pytest.mark.parametrize("begin_rows_with_bos", [True, False])
 @pytest.mark.parametrize("eos", [None, 1, BOS], ids=["no EOS", "EOS of its own", "EOS is BOS"])
 def test_documents_are_exactly_what_was_packed(eos: int | None, begin_rows_with_bos: bool) -> None:

@@ -95,10 +95,10 @@ class FakeFeatures:
         handle = random.handle
         alive = own.any.counts.total > 0
         for tau in self.taus:
-            for metric, counts, condition in (
-                ("ffr", random.above, fires_often(tau)),
-                ("ffr_fire", random.any, fires_often(tau)),
-                ("ffr_contrast", random.any, fires_more_than_on_text(tau, self.ratio)),
+            for metric, counts, text, condition in (
+                ("ffr", random.above, None, fires_often(tau)),
+                ("ffr_fire", random.any, None, fires_often(tau)),
+                ("ffr_contrast", random.any, own.any, fires_more_than_on_text(tau, self.ratio)),
             ):
                 for subset, among in (("all", np.ones_like(alive)), ("alive", alive)):
                     common: dict[str, Any] = {
@@ -115,7 +115,7 @@ class FakeFeatures:
                     rng = np.random.default_rng(
                         derive_seed(context.seed, "fake_features", *handle.key, metric, tau)
                     )
-                    value, (low, high, reason) = fake_ratio(counts, own.any, condition, among, rng)
+                    value, (low, high, reason) = fake_ratio(counts, text, condition, among, rng)
                     yield EvalResult(value=value, ci_low=low, ci_high=high, reason=reason, **common)
 
 

@@ -57,6 +57,8 @@ class HubDataset:
         if self.shuffle:
             dataset = dataset.shuffle(seed=request.seed % 2**32, buffer_size=SHUFFLE_BUFFER)
         first: dict[str, Any] = next(iter(dataset.take(1)), {})
+        if not first:
+            raise UsageError(f"hub_dataset '{self.path}', split '{self.split}', is empty")
         if self.column in first and not isinstance(first[self.column], list):
             documents = request.tokenize(row[self.column] for row in dataset if row[self.column])
         else:

@@ -69,12 +69,12 @@ class SharedFeatures:
     ) -> Iterator[EvalResult | FeatureTable]:
         place: dict[str, Any] = dict(zip(("source", "hook", "variant"), group, strict=True))
         where = "/".join(group)
+        yield from _alive_rows(members, place)
         if len(members) < 2:
             reason = f"{where} has one seed; sharing needs at least two"
             yield EvalResult(metric="sfr", value=None, unit="share of latents", reason=reason, **place)
             sentences.append(f"{where}: not measured, one seed.")
             return
-        yield from _alive_rows(members, place)
         weights = [Weights(member.counts.rates) for member in members]
         directions = [member.handle.W_dec.float().cpu().numpy() for member in members]
         matches = {

@@ -50,8 +50,14 @@ class TextFiles:
 
     def __post_init__(self) -> None:
         for pattern in [self.path] if isinstance(self.path, str) else self.path:
-            if not find_files(pattern):
+            files = find_files(pattern)
+            if not files:
                 raise ValueError(f"no file matches '{pattern}'")
+            packed = next(
+                (path for path in files if path.suffix in COMPRESSIONS and _table_kind(path) is None), None
+            )
+            if packed is not None:
+                raise ValueError(f"'{packed}' is compressed text; only tables may be compressed")
 
     def load(self, request: SourceRequest) -> TokenSet:
         """Read files until they fill the request."""
@@ -65,8 +71,7 @@ class TextFiles:
     def _texts(self, files: list[Path], seed: int) -> Iterator[str]:
         tables: dict[str, list[str]] = {}
         for path in files:
-            suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
-            kind = TABLES.get(suffixes[-1] if suffixes else "")
+            kind = _table_kind(path)
             if kind is None:
                 yield path.read_text(encoding=self.encoding, errors="replace")
             else:
@@ -86,6 +91,12 @@ class TextFiles:
                     raise UsageError(f"{paths[0]} has no column '{column}'; it has: {', '.join(row)}")
             if row[self.column] is not None and all(row[name] == value for name, value in self.where.items()):
                 yield str(row[self.column])
+
+
+def _table_kind(path: Path) -> str | None:
+    """Which reader of `datasets` a table needs; None for plain text."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
+    return TABLES.get(suffixes[-1]) if suffixes else None
 
 
 def find_files(pattern: str) -> list[Path]:

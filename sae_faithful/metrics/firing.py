@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from sae_faithful.metrics.clusters import ClusterSums
-from sae_faithful.metrics.intervals import Interval, bootstrap_interval
+from sae_faithful.metrics.intervals import (
+    MIN_CLUSTERS,
+    N_RESAMPLES,
+    Interval,
+    bootstrap_interval,
+    too_few_clusters,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +54,14 @@ class Exceedances:
 
 class _Condition(Protocol):
     def __call__(
-        self, random: Float[np.ndarray, "... d_sae"], own: Float[np.ndarray, "... d_sae"]
+        self, random: Float[np.ndarray, "... d_sae"], own: Float[np.ndarray, "... d_sae"] | None
     ) -> Bool[np.ndarray, "... d_sae"]: ...
 
 
 def fires_often(tau: float) -> _Condition:
     """Fake if active on more than `tau` of random tokens (Cho et al. 2025, with the threshold of the counts)."""
 
-    def condition(random: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def condition(random: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         del own
         return random > tau
 
@@ -68,7 +74,9 @@ def fires_more_than_on_text(tau: float, ratio: float) -> _Condition:
     A latent that is merely dense is no fake feature.
     """
 
-    def condition(random: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def condition(random: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+        if own is None:
+            raise ValueError("the contrast needs the latents' rates on real text")
         return (random > tau) & (random > ratio * own)
 
     return condition
@@ -76,7 +84,7 @@ def fires_more_than_on_text(tau: float, ratio: float) -> _Condition:
 
 def fake_ratio(
     random: Exceedances,
-    own: Exceedances,
+    own: Exceedances | None,
     condition: _Condition,
     among: Bool[np.ndarray, " d_sae"],
     rng: np.random.Generator,
@@ -84,27 +92,34 @@ def fake_ratio(
     """Share of the latents in `among` that meet `condition`, with its interval over sequences. Lower is better.
 
     The interval is a percentile bootstrap of the sequences of random tokens and, independently, of those of
-    the SAE's own held-out text. `random` and `own` count the same latents.
+    the SAE's own held-out text, where the condition looks at it.
+
+    Args:
+        random: counts on random tokens.
+        own: counts of the same latents on held-out text, or None where the condition needs none.
+        condition: `fires_often` or `fires_more_than_on_text`.
+        among: at least one latent.
+        rng: for the bootstrap.
 
     Returns:
         Share in [0, 1], and its 95 % interval.
     """
-    estimate = float(condition(random.rates, own.rates)[among].mean())
-    own_weights = _draws(own, rng)
+    estimate = float(condition(random.rates, own.rates if own else None)[among].mean())
+    own_weights = _draws(own, rng) if own else None
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        values = [
-            condition(_rates(random, weights[chunk]), _rates(own, own_weights[chunk]))[:, among].mean(axis=1)
-            for chunk in _chunks(len(weights))
-        ]
+        values: list[np.ndarray] = []
+        for chunk in _chunks(len(weights)):
+            text = _rates(own, own_weights[chunk]) if own and own_weights is not None else None
+            values.append(condition(_rates(random, weights[chunk]), text)[:, among].mean(axis=1))
         return np.concatenate(values)
 
+    if own and len(own.counts) < MIN_CLUSTERS:
+        return estimate, too_few_clusters(len(own.counts))
     return estimate, bootstrap_interval(statistic, len(random.counts), rng)
 
 
 def _draws(counts: Exceedances, rng: np.random.Generator) -> np.ndarray:
-    from sae_faithful.metrics.intervals import N_RESAMPLES
-
     n = len(counts.counts)
     return rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES).astype(np.float64)
 

@@ -54,7 +54,7 @@ def ratio_interval(
     """Interval of Σ numerators / Σ denominators over independent clusters, by linearisation (Cochran 1977, 6.3)."""
     n = len(numerators)
     if n < MIN_CLUSTERS:
-        return _too_few(n)
+        return too_few_clusters(n)
     ratio = numerators.sum() / denominators.sum()
     residuals = numerators - ratio * denominators
     error = float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / denominators.sum())
@@ -77,7 +77,7 @@ def bootstrap_interval(
         n_resamples: how many draws.
     """
     if n_clusters < MIN_CLUSTERS:
-        return _too_few(n_clusters)
+        return too_few_clusters(n_clusters)
     weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
     values = statistic(weights.astype(np.float64))
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -89,5 +89,6 @@ def _t_interval(centre: float, error: float, degrees: int) -> Interval:
     return Interval(centre - half, centre + half)
 
 
-def _too_few(n: int) -> Interval:
+def too_few_clusters(n: int) -> Interval:
+    """No interval, and why."""
     return Interval(None, None, f"{n} sequences; an interval needs at least {MIN_CLUSTERS}")

@@ -29,7 +29,7 @@ class ActivationVariance:
         mask: Bool[torch.Tensor, "rows context"],
     ) -> None:
         """Take in some rows; only tokens where `mask` holds count."""
-        kept = activations.double() * mask[..., None]
+        kept = activations.double().where(mask[..., None], 0)
         self.tokens.add(first_row, mask.sum(dim=1, keepdim=True))
         self.sum.add(first_row, kept.sum(dim=1))
         self.squares.add(first_row, kept.square().sum(dim=(1, 2))[:, None])
@@ -54,7 +54,7 @@ class ReconstructionSums:
         """Take in some rows; only tokens where `mask` holds count."""
         errors = (activations.double() - reconstruction.double()).square().sum(dim=-1)
         active = (latents != 0).sum(dim=-1)
-        self.errors.add(first_row, (errors * mask).sum(dim=1, keepdim=True))
+        self.errors.add(first_row, errors.where(mask, 0).sum(dim=1, keepdim=True))
         self.active.add(first_row, (active * mask).sum(dim=1, keepdim=True))
         self.tokens.add(first_row, mask.sum(dim=1, keepdim=True))
 
@@ -72,7 +72,8 @@ def explained_variance(
         tokens = (weights @ variance.tokens.sums)[:, 0]
         squares = (weights @ variance.squares.sums)[:, 0]
         total = squares - np.square(weights @ variance.sum.sums).sum(axis=1) / tokens
-        return 1 - errors / total
+        # Activations that never vary have nothing to explain (SAELens's convention).
+        return np.where(total > 0, 1 - errors / np.where(total > 0, total, 1), errors <= 0)
 
     n = len(sums.errors)
     return float(statistic(np.ones((1, n)))[0]), bootstrap_interval(statistic, n, rng)

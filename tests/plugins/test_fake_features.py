@@ -236,6 +236,16 @@ def test_too_few_sequences_give_a_reason_and_no_interval(
     assert row["reason"] == "49 sequences; an interval needs at least 50"
 
 
+def test_too_little_text_of_its_own_costs_the_contrast_alone_its_interval(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    measured = measure(FakeFeatures(n_tokens=N_RANDOM), [plant(EIGHT)], {"faithful": own_text(20)})
+    assert measured.row("ffr_fire", seed=0, subset="all")["ci_low"] == 4 / 8
+    row = measured.row("ffr_contrast", seed=0, subset="all")
+    assert (row["value"], row["ci_low"]) == (3 / 8, None)
+    assert row["reason"] == "20 sequences; an interval needs at least 50"
+
+
 def test_the_sources_row_is_the_mean_over_saes_with_its_t_interval(
     plant: Callable[..., Any], measure: Callable[..., Any]
 ) -> None:

@@ -123,6 +123,19 @@ def test_a_latent_alive_in_one_sae_alone_is_not_shared_among_the_alive(share: Ca
     assert sfr(measured, subset="alive") == pytest.approx(2 / 3)
 
 
+def test_the_share_of_alive_latents_is_told(share: Callable[..., Any]) -> None:
+    # One, two and three of four latents fire.
+    encoders = [firing_on([[5]] * n + [[]] * (4 - n)) for n in (1, 2, 3)]
+    measured = share(*[axes(0, 1, 2, 3)] * 3, encoders=encoders)
+    assert [measured.row("alive", seed=seed)["value"] for seed in range(3)] == [1 / 4, 2 / 4, 3 / 4]
+    # Found out on the ten ordinary tokens of sixty rows.
+    assert measured.row("alive", seed=0)["n"] == 600
+    row = measured.row("alive")
+    # SD .25, SE .25/√3 = .144338, half width 4.302653 · .144338 = .621035.
+    assert row["value"] == pytest.approx(0.5)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.5 - 0.621035, 0.5 + 0.621035), abs=1e-5)
+
+
 def test_flaw_a_zero_row_gives_no_nan(share: Callable[..., Any]) -> None:
     """Reference flaw: a decoder row of length zero gives NaN."""
     decoder = axes(*range(16))
@@ -189,7 +202,7 @@ def test_only_saes_of_one_source_hook_and_variant_are_compared(
 
 def test_one_seed_gives_a_row_with_a_reason(share: Callable[..., Any]) -> None:
     measured = share(axes(0, 1))
-    (row,) = measured.rows
+    row = measured.row("sfr")
     assert (row["metric"], row["value"]) == ("sfr", None)
     assert row["reason"] == f"faithful/{HOOK}/main has one seed; sharing needs at least two"
     assert "not measured, one seed" in (measured.folder / "artifacts" / "reading.txt").read_text()
@@ -286,7 +299,7 @@ def test_headline_rows_are_those_of_the_papers_threshold(share: Callable[..., An
     wanted |= {
         (f"mean_matched_cosine{null}", None, subset) for null in ("", "_null") for subset in ("all", "alive")
     }
-    assert headlines == wanted
+    assert headlines == wanted | {("alive", None, "all")}
     assert shared_features.HEADLINE == 0.7
 
 
