@@ -125,6 +125,57 @@ def train(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.option(
+    "--sae", "saes", multiple=True, required=True, metavar="PATH|RELEASE/ID", help="An SAE; repeat for more."
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    required=True,
+    metavar="NAME[={option: value}]",
+    help="A text; the first counts as in-distribution.",
+)
+@click.option(
+    "--evaluator",
+    "evaluators",
+    multiple=True,
+    required=True,
+    metavar="NAME[={option: value}]",
+    help="What to measure.",
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@click.option("--seed", default=0, show_default=True, help="Of texts and measurements.")
+@click.option("--context-size", type=int, help="Tokens a row; default: what the SAE says.")
+@click.option("--device", default="cpu", show_default=True, help="Of model and SAEs.")
+def evaluate(
+    saes: tuple[str, ...], sources: tuple[str, ...], evaluators: tuple[str, ...], output: Path, seed: int,
+    context_size: int | None, device: str,
+) -> None:  # fmt: skip
+    """Measure SAEs that exist already: folders that SAELens wrote, or releases it knows.
+
+    Example: sae-faithful evaluate --sae runs/quickstart/saes/news/model.layers.3/base/seed0
+    --source 'self_generated={n_tokens: 20000}' --evaluator fake_features --output runs/evaluated
+    """
+    from sae_faithful.config import named_options
+    from sae_faithful.pretrained import evaluate_saes
+    from sae_faithful.report import terminal_table
+
+    folder = evaluate_saes(
+        saes,
+        {name: {"plugin": name, **options} for name, options in map(named_options, sources)},
+        [{name: options} for name, options in map(named_options, evaluators)],
+        output,
+        seed=seed,
+        context_size=context_size,
+        device=device,
+    )
+    click.echo(terminal_table(folder))
+    click.echo(f"\n'{named_options(sources[0])[0]}' counted as in-distribution")
+    click.echo(f"results: {folder.results_file}\nreport: {folder.report_file}")
+
+
+@main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 def report(directory: Path) -> None:
     """Write the report of the run in DIRECTORY again.

@@ -163,6 +163,22 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
     return result
 
 
+def named_options(text: str) -> tuple[str, dict[str, Any]]:
+    """A name and its options as a command line gives them: `NAME` or `NAME={option: value}`.
+
+    Raises:
+        UsageError: what stands after `=` is no YAML mapping.
+    """
+    name, equals, options = text.partition("=")
+    try:
+        value = yaml.safe_load(options) if equals else {}
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f"'{text}' is not NAME or NAME={{option: value}}")
+    return name, value
+
+
 def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     """SAELens's training config for an architecture, every field known and of its type.
 

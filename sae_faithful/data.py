@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from sae_faithful.config import ExperimentConfig
     from sae_faithful.language_model import LanguageModel
-    from sae_faithful.plan import Plan, PlannedText
+    from sae_faithful.plan import Plan, PlannedText, TextSettings
     from sae_faithful.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class Text:
 
 
 def prepare_texts(
-    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder
+    plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder
 ) -> dict[str, Text]:
     """Load every source and dataset that is not on disk yet; sources first.
 
@@ -85,7 +84,7 @@ def open_text(folder: Path) -> Text:
     )
 
 
-def load_tokens(planned: PlannedText, config: ExperimentConfig, model: LanguageModel) -> TokenSet:
+def load_tokens(planned: PlannedText, config: TextSettings, model: LanguageModel) -> TokenSet:
     """What the source gives, checked.
 
     Raises:
@@ -113,7 +112,7 @@ def load_tokens(planned: PlannedText, config: ExperimentConfig, model: LanguageM
 
 
 def typicality_results(
-    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder
+    plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder
 ) -> list[EvalResult]:
     """The typicality gaps on the cards of every text and of uniform random tokens, as rows of results."""
     steps = [text.step(model.identity) for text in plan.texts]
@@ -202,7 +201,7 @@ def _score(
 
 
 def _write_text(
-    planned: PlannedText, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, step: Step
+    planned: PlannedText, config: TextSettings, model: LanguageModel, folder: RunFolder, step: Step
 ) -> None:
     tokens = load_tokens(planned, config, model)
     with folder.writing(step) as partial:
@@ -236,7 +235,7 @@ def _write_text(
         write_json(partial / CARD_FILE, card)
 
 
-def _write_random_tokens_card(config: ExperimentConfig, model: LanguageModel, folder: RunFolder) -> None:
+def _write_random_tokens_card(config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
     step = _random_tokens_step(config, model)
     if folder.finished(step):
         return
@@ -249,7 +248,7 @@ def _write_random_tokens_card(config: ExperimentConfig, model: LanguageModel, fo
         write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})
 
 
-def _random_tokens_step(config: ExperimentConfig, model: LanguageModel) -> Step:
+def _random_tokens_step(config: TextSettings, model: LanguageModel) -> Step:
     return Step(f"references/{RANDOM_TOKENS}", {"seed": config.seed}, {"model": model.identity})
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.architectures import register_architectures
 from sae_faithful.data import Text, prepare_texts, typicality_results
+from sae_faithful.environment import environment
 from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
 from sae_faithful.interfaces import EvalContext, UsageError
 from sae_faithful.language_model import LanguageModel
@@ -25,19 +24,10 @@ if TYPE_CHECKING:
     from transformer_lens.HookedTransformer import HookedRootModule
 
     from sae_faithful.config import ExperimentConfig
+    from sae_faithful.plan import TextSettings
     from sae_faithful.registry import PluginManager
     from sae_faithful.run_folder import Step
 
-RECORDED = (
-    "sae-faithful",
-    "sae-lens",
-    "transformer-lens",
-    "torch",
-    "transformers",
-    "datasets",
-    "numpy",
-    "scipy",
-)
 ESTIMATED_NORMS = ("expected_average_only_in", "covariance_whitening")
 STOPS = ("data", "saes", "results")
 
@@ -82,7 +72,7 @@ def run(
         if until == "saes":
             return folder
         _evaluate(plan, config, model, texts, trained, folder)
-        _collect(plan, config, model, folder)
+        collect_results(plan, config, model, folder)
         write_report(folder)
         plugins.hook.publish(run_folder=folder.root)
     return folder
@@ -135,7 +125,7 @@ def _evaluate(
     evaluate(plan.evaluators, context, folder, inputs, rows, config.seqpos_slice)
 
 
-def _collect(plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder) -> None:
+def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
     """Step 5: every evaluator's rows and columns in one file each."""
     lines = [row_to_json(row) + "\n" for row in typicality_results(plan, config, model, folder)]
     results = {planned.name: folder.result_dir(planned.name) for planned in plan.evaluators}
@@ -202,16 +192,20 @@ def _write_record(
         resolved[kind][planned.name] = spec
     write_json(folder.config_file, resolved)
     manifest = {
-        "model": model.identity,
-        "versions": {name: metadata.version(name) for name in RECORDED},
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "device": config.device,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
+        **environment(model),
+        "summary": _summary(config),
         "sources": [text.name for text in plan.sources],
         "datasets": [text.name for text in plan.texts if not text.trained_on],
         "evaluators": [planned.name for planned in plan.evaluators],
     }
     write_json(folder.manifest_file, manifest)
+
+
+def _summary(config: ExperimentConfig) -> str:
+    """What was trained, in a sentence."""
+    sae = config.sae.to_dict()
+    return (
+        f"{sae['architecture']}, {sae['d_sae']:,} latents; hooks {', '.join(config.hook_names)}; variants "
+        f"{', '.join(config.variants)}; seeds {', '.join(map(str, config.sae_seeds))}; "
+        f"{config.training_tokens:,} training tokens each, context {config.context_size}"
+    )

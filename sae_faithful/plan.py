@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_faithful.interfaces import UsageError
 from sae_faithful.run_folder import Step, data_path, result_path, sae_path
@@ -36,6 +36,23 @@ NOT_OF_TRAINING = {
     "sae_lens_training_version", "cached_activations_path", "prepend_bos", "sequence_separator_token",
     "disable_concat_sequences", "threads",
 }  # fmt: skip
+
+
+class TextSettings(Protocol):
+    """What of a config determines a text; an `ExperimentConfig` has it all."""
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def model_class_name(self) -> str: ...
+    @property
+    def context_size(self) -> int: ...
+    @property
+    def prepend_bos(self) -> bool: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def typicality_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ def make_plan(config: ExperimentConfig, plugins: PluginManager, model: LanguageM
                 "the config names no text to train on; add sources: {faithful: {plugin: self_generated}}"
             )
     texts = _texts(config, specs, plugins)
-    evaluators = _evaluators(config, plugins)
+    evaluators = plan_evaluators(config.evaluators, config.seed, plugins)
     if stock is not None and evaluators:
         raise UsageError(
             f"evaluators need text held out from training; name it as a source: "
@@ -162,8 +179,10 @@ def source_plugin_in_dataset_path(path: str, plugins: PluginManager) -> str | No
 
 
 def _texts(config: ExperimentConfig, specs: Mapping[str, Any], plugins: PluginManager) -> list[PlannedText]:
-    sources = {name: _instance(plugins, f"sources.{name}", spec) for name, spec in specs.items()}
-    datasets = {name: _instance(plugins, f"datasets.{name}", spec) for name, spec in config.datasets.items()}
+    sources = {name: source_from_spec(plugins, f"sources.{name}", spec) for name, spec in specs.items()}
+    datasets = {
+        name: source_from_spec(plugins, f"datasets.{name}", spec) for name, spec in config.datasets.items()
+    }
     asked = {name: getattr(source, "n_tokens", None) for name, source in sources.items()}
     amounts = {amount for amount in asked.values() if amount is not None}
     if len(amounts) > 1:
@@ -172,17 +191,23 @@ def _texts(config: ExperimentConfig, specs: Mapping[str, Any], plugins: PluginMa
     n_tokens = next(iter(amounts), config.training_tokens)
     n_measured = math.ceil(n_tokens * HELD_OUT)
     planned = [
-        _text(config, f"sources.{name}", specs[name], source, n_tokens) for name, source in sources.items()
+        plan_text(config, f"sources.{name}", specs[name], source, n_tokens)
+        for name, source in sources.items()
     ]
     for name, dataset in datasets.items():
         amount = getattr(dataset, "n_tokens", None) or n_measured
-        planned.append(_text(config, f"datasets.{name}", config.datasets[name], dataset, amount))
+        planned.append(plan_text(config, f"datasets.{name}", config.datasets[name], dataset, amount))
     return planned
 
 
-def _text(
-    config: ExperimentConfig, key: str, spec: Mapping[str, Any], source: Source, n_tokens: int
+def plan_text(
+    config: TextSettings, key: str, spec: Mapping[str, Any], source: Source, n_tokens: int
 ) -> PlannedText:
+    """One text, `key` being `sources.NAME` or `datasets.NAME`.
+
+    Raises:
+        UsageError: fewer tokens than one row.
+    """
     if n_tokens < config.context_size:
         raise UsageError(
             f"{key}: n_tokens {n_tokens} are fewer than one row of context_size {config.context_size}"
@@ -198,9 +223,14 @@ def _text(
     return PlannedText(name, spec["plugin"], source, n_tokens, kind == "sources", settings)
 
 
-def _evaluators(config: ExperimentConfig, plugins: PluginManager) -> list[PlannedEvaluator]:
+def plan_evaluators(entries: Sequence[Any], seed: int, plugins: PluginManager) -> list[PlannedEvaluator]:
+    """Evaluators by name, or `{name: options}`.
+
+    Raises:
+        UsageError: unknown names or options, or a name twice.
+    """
     planned: list[PlannedEvaluator] = []
-    for entry in config.evaluators:
+    for entry in entries:
         if isinstance(entry, str):
             name, options = entry, {}
         elif isinstance(entry, dict) and len(entry) == 1:
@@ -211,7 +241,7 @@ def _evaluators(config: ExperimentConfig, plugins: PluginManager) -> list[Planne
             raise UsageError(f"evaluators.{name}: {options!r} is not {{option: value}}")
         evaluator = plugins.create("evaluator", name, options or {})
         settings = {f"evaluators.{name}.{key}": value for key, value in _plain(evaluator).items()}
-        planned.append(PlannedEvaluator(name, evaluator, {**settings, "seed": config.seed}))
+        planned.append(PlannedEvaluator(name, evaluator, {**settings, "seed": seed}))
     names = [entry.name for entry in planned]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
@@ -310,7 +340,12 @@ def _check_model(config: ExperimentConfig, model: LanguageModel) -> None:
         )
 
 
-def _instance(plugins: PluginManager, key: str, spec: Mapping[str, Any]) -> Source:
+def source_from_spec(plugins: PluginManager, key: str, spec: Mapping[str, Any]) -> Source:
+    """The source that `{plugin: NAME, option: value}` asks for.
+
+    Raises:
+        UsageError: unknown names or options; `key` says where.
+    """
     options = {name: value for name, value in spec.items() if name != "plugin"}
     try:
         return plugins.create("source", spec["plugin"], options)

@@ -91,8 +91,8 @@ def test_every_measurement_is_there_with_an_interval_over_seeds(folder: Any) -> 
     table = rows(folder)
     sources = table[table.seed.isna() & table.source.notna()]
     assert set(sources.metric) == {
-        "alive", "sfr", "sfr_null", "mean_matched_cosine", "mean_matched_cosine_null", "ffr", "ffr_fire", "ffr_contrast",
-        "explained_variance", "l0", "ce_loss_score",
+        "alive", "sfr", "sfr_null", "mean_matched_cosine", "mean_matched_cosine_null", "ffr", "ffr_fire",
+        "ffr_contrast", "explained_variance", "l0", "ce_loss_score",
     }  # fmt: skip
     assert sources.ci_low.notna().all()
     assert set(sources[sources.metric == "explained_variance"].dataset) == {"faithful", "news"}

@@ -27,10 +27,10 @@ def write_report(folder: RunFolder) -> None:
 
 def render(folder: RunFolder) -> str:
     """The report as Markdown."""
-    rows, manifest, config = _read(folder)
+    rows, manifest = _read(folder)
     parts = [
         f"# {manifest['model'].partition('@')[0]}: SAEs on {_and(manifest['sources'])}",
-        _what_was_run(manifest, config),
+        _what_was_run(manifest),
         "## Is the text the model's own?",
         "The typicality gap is how much more surprised the model is than it expects to be, per token: zero in "
         "expectation exactly for text it wrote itself, with |z| of order 1.",
@@ -53,7 +53,7 @@ def render(folder: RunFolder) -> str:
 
 def terminal_table(folder: RunFolder) -> str:
     """The per-source numbers as text for a terminal."""
-    rows, manifest, _ = _read(folder)
+    rows, manifest = _read(folder)
     tables = [_typicality_table(rows)]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
@@ -61,21 +61,17 @@ def terminal_table(folder: RunFolder) -> str:
     return "\n\n".join(table for table in tables if table)
 
 
-def _read(folder: RunFolder) -> tuple[list[Row], Row, Row]:
+def _read(folder: RunFolder) -> tuple[list[Row], Row]:
     if not folder.results_file.exists():
         raise UsageError(f"{folder.root} holds no finished run: there is no {folder.results_file.name}")
     rows = [json.loads(line) for line in folder.results_file.read_text(encoding="utf-8").splitlines()]
-    return rows, json.loads(folder.manifest_file.read_text()), json.loads(folder.config_file.read_text())
+    return rows, json.loads(folder.manifest_file.read_text())
 
 
-def _what_was_run(manifest: Row, config: Row) -> str:
-    sae = config["sae"]
-    shape = f"{sae['architecture']}, {sae['d_sae']:,} latents"
+def _what_was_run(manifest: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return (
-        f"Model `{manifest['model']}`, hooks {_and(config['hook_names'])}; {shape}, variants "
-        f"{_and(list(config['variants']))}, seeds {_and([str(seed) for seed in config['sae_seeds']])}; "
-        f"{config['training_tokens']:,} training tokens each, context {config['context_size']}. "
+        f"Model `{manifest['model']}`; {manifest['summary']}. "
         f"{manifest['threads']} threads, device {manifest['device']}; {versions}."
     )
 

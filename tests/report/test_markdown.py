@@ -58,20 +58,10 @@ def make_folder(root: Path, rows: list[EvalResult] = ROWS, **manifest: Any) -> R
             "versions": {"sae-lens": "6.54.12", "torch": "2.13.0"},
             "device": "cpu",
             "threads": 2,
+            "summary": "topk, 1,152 latents; seeds 0, 1",
             "sources": ["faithful", "news"],
             "evaluators": ["shared_features", "l0"],
             **manifest,
-        },
-    )
-    write_json(
-        folder.config_file,
-        {
-            "sae": {"architecture": "topk", "d_sae": 1_152},
-            "hook_names": [HOOK],
-            "variants": {"base": {}},
-            "sae_seeds": [0, 1],
-            "training_tokens": 150_000,
-            "context_size": 128,
         },
     )
     return folder
@@ -164,13 +154,9 @@ def test_the_report_says_what_was_run(tmp_path: Path) -> None:
     text = render(make_folder(tmp_path))
     assert text.startswith("# org/model: SAEs on faithful, news\n\n")
     assert (
-        "Model `org/model@abc#12`, hooks model.layers.3; topk, 1,152 latents, variants base, seeds 0, 1;"
-        in text
-    )
-    assert (
-        "150,000 training tokens each, context 128. 2 threads, device cpu; sae-lens 6.54.12, torch 2.13.0."
-        in text
-    )
+        "Model `org/model@abc#12`; topk, 1,152 latents; seeds 0, 1. 2 threads, device cpu; sae-lens 6.54.12, "
+        "torch 2.13.0."
+    ) in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Is the text the model's own?", "## shared_features", "## l0",
     ]  # fmt: skip

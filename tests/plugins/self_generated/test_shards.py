@@ -289,12 +289,23 @@ def test_auto_measures_until_memory_runs_out(sampler: Sampler, monkeypatch: pyte
             raise torch.OutOfMemoryError
         return []
 
-    clock: Iterator[float] = iter([0.0, 1.0, 1.0, 2.0, 2.0])
+    # Two trials of each size, of 3 and 1 seconds: the better counts. At 64 memory runs out.
+    clock: Iterator[float] = iter([0.0, 3.0, 3.0, 4.0, 4.0, 7.0, 7.0, 8.0, 8.0])
     monkeypatch.setattr(Sampler, "sample", sample)
     monkeypatch.setattr(shards_module.time, "perf_counter", lambda: next(clock))
     # One second each: 16 and 32 samples of the 6 tokens that a sample takes.
     assert shards_module._measure([16, 32, 64, 128], sampler) == {16: 96.0, 32: 192.0}
-    assert sizes == [16, 16, 32, 64]  # the first is not measured: it pays for what is set up once
+    assert sizes == [16, 16, 16, 32, 32, 64]  # the first is not measured: it pays for what is set up once
+
+
+def test_auto_stops_after_two_sizes_in_a_row_that_are_not_worth_it(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 64 and 128 samples take twice as long as half as many: no faster a token than 32.
+    seconds = {16: 1.0, 32: 1.0, 64: 2.0, 128: 4.0, 256: 8.0}
+    monkeypatch.setattr(Sampler, "sample", lambda self, n, seed: [])
+    monkeypatch.setattr(shards_module, "_seconds", lambda sampler, size: seconds[size])
+    assert list(shards_module._measure([16, 32, 64, 128, 256], sampler)) == [16, 32, 64, 128]
 
 
 def test_auto_picks_a_size_by_really_measuring(sampler: Sampler, make_request: Callable[..., Any]) -> None:
