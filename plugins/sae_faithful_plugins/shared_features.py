@@ -88,7 +88,7 @@ class SharedFeatures:
                     pair: statistic(match, weights[pair[0]], weights[pair[1]])
                     for pair, match in matches.items()
                 }
-                yield from _pair_rows(metric, condition, subset, values, members, place)
+                yield from _pair_rows(metric, condition, subset, values, matches, members, place)
                 row = _mean_row(metric, condition, subset, values, len(members), place)
                 yield row
                 draws = [statistic(*drawn) for drawn in null]
@@ -153,13 +153,16 @@ def _alive_rows(members: Sequence[OwnFirings], place: dict[str, Any]) -> Iterato
 
 def _pair_rows(
     metric: str, condition: str | None, subset: str, values: dict[tuple[int, int], float],
-    members: Sequence[OwnFirings], place: dict[str, Any],
+    matches: dict[tuple[int, int], Match], members: Sequence[OwnFirings], place: dict[str, Any],
 ) -> Iterator[EvalResult]:  # fmt: skip
     for (i, j), value in values.items():
+        reason = "one pair of SAEs; the interval over SAEs is in the source's row"
+        if not matches[i, j].certified:
+            reason += f"; the matching is not certified: the best total cosine may be {matches[i, j].gap:.2g} larger"
         yield EvalResult(
             metric=metric, value=value, unit=_unit(metric), n=min(members[i].handle.d_sae, members[j].handle.d_sae),
-            reason="one pair of SAEs; the interval over SAEs is in the source's row", subset=subset,
-            condition=condition, seed=members[i].handle.seed, other_seed=members[j].handle.seed, **place,
+            reason=reason, subset=subset, condition=condition, seed=members[i].handle.seed,
+            other_seed=members[j].handle.seed, **place,
         )  # fmt: skip
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from sae_faithful.metrics.clusters import MAX_CLUSTERS
 from sae_faithful.metrics.intervals import MIN_CLUSTERS, Interval, bootstrap_interval, too_few_clusters
+from sae_faithful.metrics.jackknife import NO_SPREAD
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-
-NO_OVERLAP = "the two never overlap: no resample can tell the spread"
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,20 @@ class PairCounts:
         n_text, n_reference = self.pairs.shape
         if min(n_text, n_reference) < MIN_CLUSTERS:
             return too_few_clusters(min(n_text, n_reference))
-        if self.auc in (0.0, 1.0):
-            return Interval(None, None, NO_OVERLAP)
 
         def statistic(weights: np.ndarray) -> np.ndarray:
             other = draw_weights(n_reference, len(weights), rng)
             won = ((weights @ self.wins) * other).sum(axis=1)
             return won / ((weights @ self.pairs) * other).sum(axis=1)
 
-        return bootstrap_interval(statistic, n_text, rng)
+        return with_spread(bootstrap_interval(statistic, n_text, rng))
+
+
+def with_spread(interval: Interval) -> Interval:
+    """The interval, unless resamples all agree: two texts that never overlap would be given one of no width."""
+    if interval.low is not None and interval.high is not None and interval.high - interval.low < 1e-12:
+        return Interval(None, None, NO_SPREAD)
+    return interval
 
 
 def pair_counts(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-NO_SPREAD = "the value is the same whichever sequence is left out: it shows no spread"
+NO_SPREAD = "every resample gives the same value: it shows no spread"
 
 
 def jackknife(

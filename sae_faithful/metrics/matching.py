@@ -43,6 +43,10 @@ class Match:
     """Signed cosine of each pair."""
     nonzero: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]]
     """Which rows of A and of B have a direction at all; the others match nothing."""
+    certified: bool = True
+    """Whether it is proven that no assignment has a larger total, to within 1e-6 a pair."""
+    gap: float = 0.0
+    """Proven upper bound on what the largest total exceeds this one's by."""
 
     def shared_ratio(self, a: Weights, b: Weights, threshold: float, subset: str) -> float:
         """Share of the features that both SAEs have: weight of pairs with cosine above `threshold`, over all weight.
@@ -81,18 +85,13 @@ def match_directions(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
     """Match the rows of `a` to those of `b`, one to one, so that the sum of cosines is largest.
 
     Rows of length zero (latents that were never trained) match nothing. With unequal numbers the smaller side
-    is matched fully. Exact (scipy's assignment solver); memory grows as n·m.
+    is matched fully. Never holds n·m cosines; raises ValueError for entries that are not finite.
     """
-    from scipy.optimize import linear_sum_assignment
+    from sae_faithful.ops import match_features
 
-    lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
-    nonzero = lengths[0] > 0, lengths[1] > 0
-    kept = np.flatnonzero(nonzero[0]), np.flatnonzero(nonzero[1])
-    unit_a = a[kept[0]] / lengths[0][kept[0], None]
-    unit_b = b[kept[1]] / lengths[1][kept[1], None]
-    cosine = unit_a @ unit_b.T
-    rows, cols = linear_sum_assignment(cosine, maximize=True)
-    return Match(kept[0][rows], kept[1][cols], cosine[rows, cols].astype(np.float64), nonzero)
+    found = match_features(a, b)
+    nonzero = (a != 0).any(axis=1), (b != 0).any(axis=1)
+    return Match(found.rows, found.cols, found.cosine, nonzero, found.certified, found.gap)
 
 
 def random_directions_like(

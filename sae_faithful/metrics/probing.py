@@ -38,7 +38,7 @@ def probe_metric(
     if metric == "accuracy":
         return float(metrics.accuracy_score(labels, predicted))
     if metric == "macro_f1":
-        return float(metrics.f1_score(labels, predicted, labels=[0, 1], average="macro", zero_division=0))
+        return float(metrics.f1_score(labels, predicted, labels=[0, 1], average="macro"))
     if metric == "auc":
         return float(metrics.roc_auc_score(labels, scores))
     return float(metrics.matthews_corrcoef(labels, predicted))

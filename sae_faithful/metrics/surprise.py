@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_faithful.metrics.auc import NO_OVERLAP, draw_weights, group_units, pair_counts
+from sae_faithful.metrics.auc import draw_weights, group_units, pair_counts, with_spread
 from sae_faithful.metrics.intervals import (
     MIN_CLUSTERS,
     Interval,
@@ -67,7 +67,7 @@ def fpr_at_95(
     interval = bootstrap_interval(
         lambda weights: shares(weights, draw_weights(len(reference), len(weights), rng)), len(text), rng
     )
-    return estimate, interval if interval.low != interval.high else Interval(None, None, NO_OVERLAP)
+    return estimate, with_spread(interval)
 
 
 def first_token_excess(

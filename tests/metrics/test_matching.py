@@ -100,6 +100,13 @@ def test_sets_of_unequal_size_are_compared_by_their_mean_size() -> None:
     assert match.cosine_of(1).tolist() == [1, 1]
 
 
+def test_the_matching_is_certified(rng: np.random.Generator) -> None:
+    a = rng.standard_normal((100, D))
+    match = match_directions(a, rng.standard_normal((120, D)))
+    assert match.certified
+    assert 0 <= match.gap <= 100 * 1e-6
+
+
 # Directions of length zero
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,23 @@ def test_dictionaries_of_different_sizes_are_matched_as_far_as_the_smaller_goes(
     measured = measure(SharedFeatures(), handles, {"faithful": own_text()})
     # Eight pairs, all shared; the mean size is 12.
     assert sfr(measured) == pytest.approx(8 / 12)
+
+
+def test_a_pair_whose_matching_is_not_certified_says_so_with_its_gap(
+    share: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match = shared_features.match_directions
+    place = {"condition": "cosine>0.7", "subset": "all", "seed": 0, "other_seed": 1}
+    certain = share(axes(0, 1), axes(0, 2)).row("sfr", **place)
+    assert "certified" not in certain["reason"]
+    monkeypatch.setattr(
+        shared_features, "match_directions", lambda a, b: replace(match(a, b), certified=False, gap=0.25)
+    )
+    uncertain = share(axes(0, 1), axes(0, 2)).row("sfr", **place)
+    assert uncertain["reason"].endswith(
+        "the matching is not certified: the best total cosine may be 0.25 larger"
+    )
+    assert uncertain["value"] == certain["value"]
 
 
 # Which SAEs are compared

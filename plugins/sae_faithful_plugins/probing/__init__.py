@@ -1,0 +1,177 @@
+"""Evaluator `probing`: what linear probes read from latents that they read from activations, or do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sae_faithful import Artifact, derive_seed, hookimpl
+from sae_faithful_plugins.probing.tasks import check_readable, load_task, parse_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sae_faithful import EvalContext, EvalResult, Observer
+    from sae_faithful_plugins.probing.fitting import Probe, Reduction
+    from sae_faithful_plugins.probing.representations import PooledTexts
+    from sae_faithful_plugins.probing.results import Scored
+    from sae_faithful_plugins.probing.tasks import Task
+
+    Key = tuple[Any, ...]
+
+
+@hookimpl
+def register_evaluators(register: Callable[[str, type], None]) -> None:
+    register("probing", Probing)
+
+
+@dataclass
+class Probing:
+    """Linear probes on latents, reconstructions and raw activations of labelled texts (Cho et al. 2025).
+
+    Beside them the controls: what the reconstruction leaves out, a randomly initialised SAE, principal
+    components, TF-IDF weights of the words, and the majority class. Headlines are paired differences.
+    """
+
+    tasks: list[str | dict[str, dict[str, str]]] = field(
+        default_factory=lambda: ["sst2", "cola", "yelp_polarity"]
+    )
+    """`sst2`, `cola`, `yelp_polarity`, or a table of your own: `{NAME: {path: FILE, text: COLUMN, label: COLUMN}}`,
+    with `test_path` where it has a test set (CSV, JSON lines or Parquet; two labels)."""
+    data: Literal["hub", "sae_probes"] = "hub"
+    """Where the named tasks come from: the Hugging Face hub, or the installed package sae-probes."""
+    max_examples: int = 2_000
+    """Training texts of a task, and test texts of it, at most (the paper: 10,000)."""
+    max_tokens: int = 128
+    """Tokens of a text that are read, BOS not counted; the rest is cut."""
+    pool: Literal["mean", "last"] = "mean"
+    """One vector a text: the mean over its tokens without BOS, or its last token's."""
+    sparse_k: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
+    """Sizes of the k-sparse probes, and numbers of principal components."""
+    cs: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])
+    """Candidates for scikit-learn's C, the inverse strength of the penalty."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_examples", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not positive")
+        for name in ("tasks", "cs"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        for name in ("sparse_k", "cs"):
+            for value in getattr(self, name):
+                if value <= 0:
+                    raise ValueError(f"{name}: {value} is not positive")
+        check_readable(parse_tasks(self.tasks), self.data)
+        self._loaded: list[Task] = []
+
+    def observers(self, context: EvalContext) -> list[Observer]:
+        """None: texts are no packed rows. But what cannot be read should fail before the long pass."""
+        self._loaded = [
+            load_task(name, local, self.data, self.max_examples, derive_seed(context.seed, "probing", name))
+            for name, local in parse_tasks(self.tasks).items()
+        ]
+        return []
+
+    def evaluate(
+        self, context: EvalContext, observers: Sequence[Observer]
+    ) -> Iterator[EvalResult | Artifact]:
+        """Rows of every task; what the tasks were made from; and what the probes chose."""
+        del observers  # there are none
+        chosen: dict[str, Any] = {}
+        for task in self._loaded:
+            probed = ProbedTask(self, context, task)
+            yield from probed.rows()
+            chosen[task.name] = probed.chosen
+        yield Artifact(
+            name="tasks", kind="json", content={task.name: dict(task.card) for task in self._loaded}
+        )
+        yield Artifact(name="probes", kind="json", content=chosen)
+
+
+class ProbedTask:
+    """One task: its texts through the model once, a probe a representation, rows."""
+
+    def __init__(self, options: Probing, context: EvalContext, task: Task) -> None:
+        self.options = options
+        self.context = context
+        self.task = task
+        self.seed = derive_seed(context.seed, "probing", task.name, "fit")
+        self.chosen: dict[str, Any] = {}
+        """C and latents of every probe, by representation."""
+        self.scored: Scored
+        self._fitted: set[Key] = set()
+
+    def rows(self) -> Iterator[EvalResult]:
+        """Everything there is to say about the task."""
+        from sae_faithful.metrics.probing import draw_texts
+        from sae_faithful_plugins.probing.representations import pool_texts, tokenize
+        from sae_faithful_plugins.probing.results import Scored
+
+        task = self.task
+        rng = np.random.default_rng(derive_seed(self.context.seed, "probing", task.name, "bootstrap"))
+        self.scored = Scored(task.name, task.metric, task.test.labels, draw_texts(len(task.test), rng))
+        model = self.context.language_model
+        ids = tokenize(model, [*task.train.texts, *task.test.texts], self.options.max_tokens)
+        yield from self.scored.shared_rows(self._text_floors(ids))
+        pooled = pool_texts(self.context, ids, self.options.pool)
+        for hook in dict.fromkeys(handle.hook for handle in self.context.handles):
+            yield from self.scored.shared_rows(self._probes_of_hook(pooled, hook), hook=hook)
+        keys: dict[tuple[str, str, str, int], dict[str, Key]] = {}
+        for handle in self.context.handles:
+            keys[handle.key] = own = self._probes_of_sae(pooled, pooled.keys(handle))
+            yield from self.scored.rows_of_sae(handle, own)
+        yield from self.scored.rows_of_sources(keys)
+
+    def _text_floors(self, ids: Sequence[Sequence[int]]) -> dict[str, Key]:
+        """Probes without a model: of the words that the model gets to see, and of no text at all."""
+        from sae_faithful_plugins.probing.fitting import fit_text_floor, majority
+
+        train, test = self.task.train, self.task.test
+        seen: list[str] = self.context.language_model.tokenizer.batch_decode([list(one) for one in ids])
+        words = fit_text_floor(
+            seen[: len(train)], train.labels, seen[len(train) :], cs=self.options.cs, seed=self.seed
+        )
+        self._add(("tfidf",), words)
+        self._add(("majority",), majority(train.labels, len(test)))
+        return {"tfidf": ("tfidf",), "majority": ("majority",)}
+
+    def _probes_of_hook(self, pooled: PooledTexts, hook: str) -> dict[str, Key]:
+        raw = ("raw", hook)
+        self._fit(pooled, raw, raw)
+        keys: dict[str, Key] = {"raw": raw}
+        for k in self.options.sparse_k:
+            keys[f"pca,k={k}"] = key = ("pca", hook, k)
+            self._fit(pooled, raw, key, "pca", k)
+        return keys
+
+    def _probes_of_sae(self, pooled: PooledTexts, keys: dict[str, Key]) -> dict[str, Key]:
+        for key in keys.values():
+            self._fit(pooled, key, key)
+        sparse: dict[str, Key] = {}
+        for k in self.options.sparse_k:
+            sparse[f"latents,k={k}"] = key = (*keys["latents"], k)
+            self._fit(pooled, keys["latents"], key, "select", k)
+        return keys | sparse
+
+    def _fit(self, pooled: PooledTexts, of: Key, key: Key, reduction: Reduction = "none", k: int = 0) -> None:
+        """One probe, unless another SAE that shares the representation had it fitted."""
+        from sae_faithful_plugins.probing.fitting import fit_probe
+
+        if key in self._fitted:
+            return
+        train = self.task.train
+        matrix: Any = pooled.matrix(of)
+        probe = fit_probe(
+            matrix[: len(train)], train.labels, matrix[len(train) :],
+            cs=self.options.cs, seed=self.seed, reduction=reduction, k=k,
+        )  # fmt: skip
+        self._add(key, probe)
+
+    def _add(self, key: Key, probe: Probe) -> None:
+        self._fitted.add(key)
+        self.scored.add(key, probe.scores)
+        kept = {"C": probe.C} | ({} if probe.columns is None else {"latents": probe.columns})
+        self.chosen["/".join(str(part) for part in key)] = kept

@@ -1,0 +1,318 @@
+"""The matching engine against scipy's dense solver, and what it proves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from sae_faithful.ops import assignment
+from sae_faithful.ops.assignment import Matching, match_features
+
+EPS = 1e-6
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """All cosines in float64."""
+    unit_a, unit_b = (side.astype(np.float64) for side in (a, b))
+    unit_a, unit_b = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (unit_a, unit_b))
+    return unit_a @ unit_b.T
+
+
+def optimum(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest total, by scipy on the whole matrix of the rows that are not zero."""
+    a, b = a[a.any(axis=1)], b[b.any(axis=1)]
+    if not (len(a) and len(b)):
+        return 0.0
+    cosine = cosines(a, b)
+    return float(cosine[linear_sum_assignment(cosine, maximize=True)].sum())
+
+
+def check_valid(found: Matching, a: np.ndarray, b: np.ndarray) -> None:
+    """Every non-zero row of the smaller side is matched once, nothing twice, with its true cosine."""
+    pairs = min(int(a.any(axis=1).sum()), int(b.any(axis=1).sum()))
+    assert len(found.rows) == len(found.cols) == len(found.cosine) == pairs
+    assert len(set(found.rows.tolist())) == len(set(found.cols.tolist())) == pairs
+    assert a[found.rows].any(axis=1).all()
+    assert b[found.cols].any(axis=1).all()
+    assert (np.diff(found.rows) > 0).all()
+    if pairs:
+        true = np.diagonal(cosines(a[found.rows], b[found.cols]))
+        np.testing.assert_allclose(found.cosine, true, atol=1e-12)
+
+
+def check_exact(found: Matching, a: np.ndarray, b: np.ndarray) -> None:
+    check_valid(found, a, b)
+    slack = EPS * max(1, len(found.rows))
+    assert found.certified
+    assert 0 <= found.gap <= slack
+    assert optimum(a, b) - found.gap - 1e-9 <= found.total <= optimum(a, b) + 1e-9
+
+
+# Kinds of instances: each makes n and m directions from a seeded generator.
+
+
+def gaussian(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    d = int(rng.integers(2, 64))
+    return rng.standard_normal((n, d)), rng.standard_normal((m, d))
+
+
+def planted(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the smaller side is on both."""
+    a, b = rng.standard_normal((n, 48)), rng.standard_normal((m, 48))
+    shared = min(n, m) // 2
+    b[:shared] = a[:shared] + 0.2 * b[:shared]
+    return a, b[rng.permutation(m)]
+
+
+def low_rank(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    rank = int(rng.integers(1, 5))
+    basis = rng.standard_normal((rank, 32))
+    return rng.standard_normal((n, rank)) @ basis, rng.standard_normal((m, rank)) @ basis
+
+
+def duplicates(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Few different directions, each many times, at random lengths."""
+    few = rng.standard_normal((int(rng.integers(1, 8)), 16))
+    return tuple(few[rng.integers(0, len(few), size)] * rng.uniform(0.1, 10, (size, 1)) for size in (n, m))  # pyright: ignore[reportReturnType]
+
+
+def near_ties(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Duplicates but for changes from far below float32's rounding to just above it."""
+    a, b = duplicates(rng, n, m)
+    scale = 10.0 ** rng.integers(-9, -4)
+    return a + scale * rng.standard_normal(a.shape), b + scale * rng.standard_normal(b.shape)
+
+
+def clusters(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two clusters, one crowded in A and the other in B, so that the nearest candidates cannot serve all rows."""
+    centres = 2 * rng.standard_normal((2, 24))
+    in_a, in_b = (rng.random(n) < 0.8).astype(int), (rng.random(m) < 0.2).astype(int)
+    return centres[in_a] + rng.standard_normal((n, 24)), centres[in_b] + rng.standard_normal((m, 24))
+
+
+def cone(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """All about one direction, every cosine near 1, or (turned round) near −1."""
+    axis = 10 * rng.standard_normal(20)
+    sign = rng.choice([-1, 1])
+    return rng.standard_normal((n, 20)) + axis, sign * (rng.standard_normal((m, 20)) + axis)
+
+
+def with_zeros(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    a, b = gaussian(rng, n, m)
+    a[rng.random(n) < 0.3] = 0
+    b[rng.random(m) < 0.5] = 0
+    return a, b
+
+
+KINDS = [gaussian, planted, low_rank, duplicates, near_ties, clusters, cone, with_zeros]
+SHAPES = [(1, 1), (1, 7), (5, 2), (40, 40), (60, 25), (25, 60), (90, 91), (128, 128)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("repeat", range(25))
+def test_the_total_is_scipys_and_certified(kind: Callable[..., Any], repeat: int) -> None:
+    """200 instances; so few candidates that most of them need column generation."""
+    rng = np.random.default_rng([KINDS.index(kind), repeat])
+    a, b = kind(rng, *SHAPES[repeat % len(SHAPES)])
+    if repeat % 2:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+    candidates = int(rng.choice([1, 3, 8, 64]))
+    found = match_features(
+        a, b, candidates=candidates, max_rounds=200, block=int(rng.choice([64, 1000, 2**20]))
+    )
+    check_exact(found, a, b)
+
+
+@pytest.mark.parametrize("shape", [(700, 700), (500, 900), (900, 500)])
+def test_larger_sets_are_exact_with_the_default_options(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = planted(rng, *shape)
+    check_exact(match_features(a, b), a, b)
+
+
+def test_sides_can_be_exchanged() -> None:
+    rng = np.random.default_rng(0)
+    a, b = gaussian(rng, 50, 80)
+    one, other = match_features(a, b), match_features(b, a)
+    assert dict(zip(one.rows, one.cols, strict=True)) == dict(zip(other.cols, other.rows, strict=True))
+
+
+# What is claimed where the optimum was not reached
+
+
+@pytest.mark.parametrize("kind", [gaussian, planted, clusters, low_rank])
+def test_a_matching_that_is_not_optimal_is_not_certified_and_its_gap_bounds_what_it_lacks(
+    kind: Callable[..., Any],
+) -> None:
+    suboptimal = 0
+    for seed in range(10):
+        a, b = kind(np.random.default_rng(seed), 60, 60 + 20 * (seed % 3))
+        deficits: list[float] = []
+        for rounds in (0, 1, 2):
+            found = match_features(a, b, candidates=1, max_rounds=rounds)
+            check_valid(found, a, b)
+            deficits.append(optimum(a, b) - found.total)
+            assert deficits[-1] <= found.gap + 1e-9
+            if deficits[-1] > EPS * 60:
+                suboptimal += 1
+                assert not found.certified
+                assert found.rounds == rounds
+        # Every round solves over more pairs.
+        assert deficits == sorted(deficits, reverse=True)
+    assert suboptimal > 0
+
+
+def test_a_planted_suboptimal_matching_is_not_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The solver hands out two partners the wrong way round: the proof does not believe it."""
+    rng = np.random.default_rng(0)
+    a, b = planted(rng, 60, 60)
+    best = optimum(a, b)
+    solve = assignment._solve
+
+    def exchanged(*args: Any) -> np.ndarray:
+        partner = solve(*args)
+        partner[[0, 1]] = partner[[1, 0]]
+        return partner
+
+    monkeypatch.setattr(assignment, "_solve", exchanged)
+    found = match_features(a, b, candidates=64, max_rounds=2)
+    check_valid(found, a, b)
+    assert best - found.total > 0.1
+    assert not found.certified
+    assert found.gap >= best - found.total - 1e-9
+
+
+@pytest.mark.parametrize("m", [60, 80])
+def test_the_gap_bounds_what_any_assignment_lacks_at_any_prices(m: int) -> None:
+    """u_i + v_j covers every pair: r_ij as in the module's docstring, against every pair by brute force."""
+    rng = np.random.default_rng(m)
+    a, b = gaussian(rng, 60, m)
+    cosine = cosines(a, b)
+    problem = assignment._Problem(
+        *(assignment._directions("", torch.tensor(side))[1] for side in (a, b)), 500
+    )
+    found, beyond = assignment._best_candidates(problem, 5)
+    candidates = assignment._Candidates.of(60, m, found)
+    for _ in range(20):
+        v, partner = rng.uniform(0, 0.5, m), rng.permutation(m)[:60]
+        u = cosine[np.arange(60), partner] - v[partner]
+        excess, (rows, cols, found_cosine) = assignment._examine(problem, candidates, beyond, u, v, EPS, 5)
+        offer = cosine - v - u[:, None]
+        np.testing.assert_allclose(excess, offer.max(axis=1).clip(0), atol=1e-12)
+        np.testing.assert_allclose(found_cosine, cosine[rows, cols], atol=1e-12)
+        assert (offer[rows, cols] > EPS).all()
+        gap = excess.sum() + np.delete(v, partner).sum()
+        assert optimum(a, b) <= cosine[np.arange(60), partner].sum() + gap + 1e-9
+
+
+# Size
+
+
+def test_the_matrix_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor and no array of n·m entries, whatever is computed from the blocks."""
+    rng = np.random.default_rng(0)
+    n, block = 1_000, 20_000
+    a, b = planted(rng, n, n)
+    largest = 0
+
+    class Recorder(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Recorder():
+        found = match_features(a, b, candidates=4, block=block)
+    check_exact(found, a, b)
+    # The inputs have n·48 entries; a block stands beside the columns' best so far, 4 each.
+    assert largest <= max(n * 48, block + 4 * n)
+    assert largest < n * n / 10
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_nothing_matches_nothing(shape: tuple[int, int]) -> None:
+    found = match_features(np.ones((shape[0], 3)), np.ones((shape[1], 3)))
+    assert (len(found.rows), len(found.cols), found.total, found.certified, found.gap) == (0, 0, 0, True, 0)
+
+
+def test_rows_of_length_zero_match_nothing() -> None:
+    # Rows 0 and 2 of A and row 1 of B have directions.
+    a = np.array([[1.0, 0], [0, 0], [0, 2]])
+    found = match_features(a, np.array([[0.0, 0], [0, 3]]))
+    assert (found.rows.tolist(), found.cols.tolist(), found.cosine.tolist()) == ([2], [1], [1])
+    assert len(match_features(np.zeros((3, 2)), a).rows) == 0
+
+
+@pytest.mark.parametrize("length", [1e-300, 1e-30, 1e30, 1e300])
+def test_only_directions_count(length: float) -> None:
+    # Squares of these lengths are 0 or infinite.
+    a, b = gaussian(np.random.default_rng(0), 20, 20)
+    plain, scaled = match_features(a, b), match_features(length * a, b)
+    assert plain.cols.tolist() == scaled.cols.tolist()
+    assert scaled.total == pytest.approx(plain.total)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tensors_of_any_float_type(dtype: torch.dtype) -> None:
+    a, b = (
+        torch.tensor(side).to(dtype).requires_grad_() for side in planted(np.random.default_rng(0), 50, 60)
+    )
+    check_exact(match_features(a, b), *(side.detach().double().numpy() for side in (a, b)))
+
+
+def test_inputs_precision_and_random_state_are_left_alone() -> None:
+    a, b = duplicates(np.random.default_rng(0), 90, 90)
+    before = a.copy(), b.copy(), torch.get_rng_state()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        check_exact(match_features(a, b, candidates=2, max_rounds=100), a, b)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(a, before[0])
+    np.testing.assert_array_equal(b, before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), {}, "a has 3 dimensions and b 4"),
+        (np.ones(3), np.ones((2, 3)), {}, r"a has shape \(3,\)"),
+        (np.ones((2, 3)), np.full((2, 3), np.nan), {}, "b has invalid numeric entries"),
+        (np.full((2, 3), np.inf), np.ones((2, 3)), {}, "a has invalid numeric entries"),
+        (np.ones((2, 3)), np.ones((2, 3)), {"candidates": 0}, "candidates 0: at least 1"),
+        (np.ones((2, 3)), np.ones((2, 3)), {"max_rounds": -1}, "max_rounds -1: at least 0"),
+        (np.ones((2, 3)), np.ones((2, 3)), {"block": 0}, "block 0: at least 1"),
+        (np.ones((2, 3)), np.ones((2, 3)), {"eps": 0.0}, "eps 0.0: at least 1e-10"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(a: Any, b: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        match_features(a, b, **options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuda(kind: Callable[..., Any]) -> None:
+    a, b = kind(np.random.default_rng(0), 120, 150)
+    found = match_features(torch.tensor(a).cuda(), torch.tensor(b).cuda(), candidates=3, max_rounds=200)
+    check_exact(found, a, b)
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, sae_faithful.ops; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
