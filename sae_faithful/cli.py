@@ -154,8 +154,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure SAEs that exist already: folders that SAELens wrote, or releases it knows.
 
-    Example: sae-faithful evaluate --sae runs/quickstart/saes/news/model.layers.3/base/seed0
-    --source 'self_generated={n_tokens: 20000}' --evaluator fake_features --output runs/evaluated
+    Example: sae-faithful evaluate --sae runs/saes/a --source self_generated --evaluator fake_features --output out
     """
     from sae_faithful.config import named_options
     from sae_faithful.pretrained import evaluate_saes

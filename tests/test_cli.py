@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sae_faithful import PluginManager, SourceRequest, TokenSet
 
 COMMAND = str(Path(sys.executable).parent / "sae-faithful")
-VERBS = ("run", "generate", "train", "report", "plugins")
+VERBS = ("run", "generate", "train", "evaluate", "report", "plugins")
 GO_ON = "interrupted; run the same command again to go on"
 
 
@@ -97,7 +97,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown evaluator": (
         {"evaluators": ["l00"]},
-        ["unknown evaluator 'l00'", "installed: fake_features, reconstruction, shared_features"],
+        ["unknown evaluator 'l00'", "installed: fake_features, ood_score, probing, reconstruction, shared_features"],
     ),
     "unknown option of a source": (
         {"sources.faithful.temprature": 1},

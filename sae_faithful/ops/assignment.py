@@ -19,7 +19,8 @@ The engine never holds the n×m matrix:
 1. Candidates: the k best columns of every row and the k best rows of every column. Whether they allow every
    row a partner nobody knows; the slack that makes the problem feasible is one arbitrary full matching, at its
    true cosines, so that what uses the slack is still an assignment and no price has to be invented for it.
-2. scipy solves the sparse problem; v are longest paths over candidates (they exist since π is optimal there).
+2. scipy solves the sparse problem on a grid of step ε/4; v are longest paths over candidates (they exist since
+   π is optimal there).
 3. Every pair that is no candidate is bounded by the worst candidate of its row and of its column; blocks are
    computed only where that bound does not already prove r_ij ≤ 0.
 4. Pairs with r_ij > ε become candidates and the problem is solved again (column generation), until there are none.
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -192,14 +194,6 @@ class _Candidates:
         return cls(
             n, m, rows[kept].astype(np.int32), cols[kept].astype(np.int32), cosine[kept].astype(np.float64)
         )
-
-    def turned(self) -> _Candidates:
-        """The same pairs seen from the columns."""
-        return _Candidates.of(self.m, self.n, (self.cols, self.rows, self.cosine))
-
-    def starts(self) -> Int[np.ndarray, " n_plus_1"]:
-        """Where each row's pairs begin."""
-        return np.searchsorted(self.rows, np.arange(self.n + 1)).astype(np.int64)
 
     def of_pairs(self, rows: np.ndarray, cols: np.ndarray) -> Float64[np.ndarray, " pairs"]:
         """Cosines of pairs that are candidates."""
@@ -363,7 +357,8 @@ def _prices(
     u_lowest = _longest_paths(start, tail, head, candidates.cosine[~free] - cosine[tail])
     u = (u_highest + u_lowest) / 2
     v[partner] = cosine - u
-    return u, v
+    # Never below 0 if the assignment is best; the bound must hold even if it is not.
+    return u, np.maximum(v, 0) if n < m else v
 
 
 def _longest_paths(
@@ -413,9 +408,9 @@ def _examine(
     near_rows, near_cols = candidates.rows[near], candidates.cols[near]
     excess = np.zeros(problem.n)
     violating: list[_Pairs] = []
-    for rows, cols, cosine in (
-        (near_rows, near_cols, problem.cosines(near_rows, near_cols)),
-        *_near_pairs(problem, beyond, u, v, error, eps, k),
+    for rows, cols, cosine in chain(
+        [(near_rows, near_cols, problem.cosines(near_rows, near_cols))],
+        _near_pairs(problem, beyond, u, v, error, eps, k),
     ):
         offer = cosine - u[rows] - v[cols]
         np.maximum.at(excess, rows, offer)

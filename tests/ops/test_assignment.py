@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +119,10 @@ SHAPES = [(1, 1), (1, 7), (5, 2), (40, 40), (60, 25), (25, 60), (90, 91), (128, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("repeat", range(25))
 def test_the_total_is_scipys_and_certified(kind: Callable[..., Any], repeat: int) -> None:
-    """200 instances; so few candidates that most of them need column generation."""
+    """200 instances; so few candidates that most of them need column generation.
+
+    Near ties once kept scipy's solver busy for hours: rows bid for columns in steps of 1e-9.
+    """
     rng = np.random.default_rng([KINDS.index(kind), repeat])
     a, b = kind(rng, *SHAPES[repeat % len(SHAPES)])
     if repeat % 2:
@@ -169,10 +173,10 @@ def test_a_matching_that_is_not_optimal_is_not_certified_and_its_gap_bounds_what
     assert suboptimal > 0
 
 
-def test_a_planted_suboptimal_matching_is_not_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("m", [60, 80])
+def test_a_planted_suboptimal_matching_is_not_certified(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The solver hands out two partners the wrong way round: the proof does not believe it."""
-    rng = np.random.default_rng(0)
-    a, b = planted(rng, 60, 60)
+    a, b = planted(np.random.default_rng(0), 60, m)
     best = optimum(a, b)
     solve = assignment._solve
 
@@ -215,7 +219,7 @@ def test_the_gap_bounds_what_any_assignment_lacks_at_any_prices(m: int) -> None:
 # Size
 
 
-def test_the_matrix_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matrix_is_never_held() -> None:
     """No tensor and no array of n·m entries, whatever is computed from the blocks."""
     rng = np.random.default_rng(0)
     n, block = 1_000, 20_000
@@ -231,8 +235,13 @@ def test_the_matrix_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
                     largest = max(largest, tensor.numel())
             return out
 
+    tracemalloc.start()
     with Recorder():
         found = match_features(a, b, candidates=4, block=block)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Python's and numpy's memory, where torch's is not counted.
+    assert peak < 8 * n * n / 2
     check_exact(found, a, b)
     # The inputs have n·48 entries; a block stands beside the columns' best so far, 4 each.
     assert largest <= max(n * 48, block + 4 * n)

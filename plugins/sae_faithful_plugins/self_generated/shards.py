@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sae_faithful.self_generated")
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
-TRIAL_TOKENS = 8
+TRIAL_TOKENS = 4
 WORTHWHILE = 1.1
 """A larger batch must be this much faster: it costs memory, and a shard is what an interruption loses."""
 MOST_REPEATS = 256
