@@ -293,8 +293,8 @@ def test_auto_measures_until_memory_runs_out(sampler: Sampler, monkeypatch: pyte
     clock: Iterator[float] = iter([0.0, 3.0, 3.0, 4.0, 4.0, 7.0, 7.0, 8.0, 8.0])
     monkeypatch.setattr(Sampler, "sample", sample)
     monkeypatch.setattr(shards_module.time, "perf_counter", lambda: next(clock))
-    # One second each: 16 and 32 samples of the 6 tokens that a sample takes.
-    assert shards_module._measure([16, 32, 64, 128], sampler) == {16: 96.0, 32: 192.0}
+    # One second each: 16 and 32 samples of 4 tokens.
+    assert shards_module._measure([16, 32, 64, 128], sampler) == {16: 64.0, 32: 128.0}
     assert sizes == [16, 16, 16, 32, 32, 64]  # the first is not measured: it pays for what is set up once
 
 
