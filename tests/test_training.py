@@ -234,3 +234,32 @@ def test_wandb_offline_does_not_change_the_weights(
     place = ("faithful", "model.layers.0", "base", 0)
     assert_same_weights(weights(off.sae_dir(*place)), weights(on.sae_dir(*place)))
     assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def test_an_interruption_that_a_library_swallows_still_stops_training(
+    tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAELens's handler raises an `Exception`; here the activation store swallows it, once."""
+    import os
+
+    from sae_lens.training.activations_store import ActivationsStore
+
+    read = ActivationsStore.get_batch_tokens
+    sent: list[bool] = []
+
+    def swallow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not sent:
+            sent.append(True)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1_000):
+                    pass
+            except Exception:
+                sent.append(False)
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(ActivationsStore, "get_batch_tokens", swallow)
+    with pytest.raises(KeyboardInterrupt):
+        run(ExperimentConfig.from_dict(tiny_config), until="saes")
+    assert sent == [True, False]
+    assert signal.set_wakeup_fd(-1) == -1
