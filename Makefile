@@ -33,7 +33,7 @@ test: lint
 
 # Longer than `make test` should be: more kill points.
 kill-tests: install
-	KILLS=20 $(BIN)/python -m pytest tests/test_killed.py
+	KILLS=20 $(BIN)/python -m pytest tests/test_killed.py tests/test_cli.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful import interruption
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import EvalResult, RunError
 from sae_faithful.metrics.typicality import TypicalityGap, typicality_gap
@@ -164,6 +165,7 @@ def measure_typicality(
     parts: list[tuple[np.ndarray, ...]] = []
     start = 0
     while start < len(chosen):
+        interruption.check()
         size = max(1, TOKENS_PER_FORWARD // len(chosen[min(start + 1, len(chosen) - 1)]))
         batch = chosen[start : start + size]
         parts += [

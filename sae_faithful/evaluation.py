@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful import interruption
 from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.tokens import special_token_mask
@@ -133,6 +134,7 @@ def _observe_tokens(
         desc=f"measuring on {names.get(id(tokens), 'generated tokens')}",
         leave=False,
     ):
+        interruption.check()
         ids = tokens.rows(start, start + rows)
         mask = special_token_mask(ids, context.language_model.special_token_ids) & kept
         batch_tokens = torch.from_numpy(ids)

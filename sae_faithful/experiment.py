@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
 from sae_faithful.data import Text, prepare_texts, typicality_results
 from sae_faithful.environment import environment
@@ -62,7 +63,7 @@ def run(
     folder = RunFolder(output or config.output_path or "output")
     folder.check_settings(_steps_by_settings(plan, model))
     _set_threads(config)
-    with folder.locked():
+    with folder.locked(), interruption.recorded():
         folder.clear_partial()
         texts = prepare_texts(plan, config, model, folder)
         _write_record(config, plan, model, texts, folder)

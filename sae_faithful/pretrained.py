@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
 from sae_faithful.data import prepare_texts
 from sae_faithful.environment import environment
@@ -103,7 +104,7 @@ def evaluate_saes(
     }
     steps = [*(text.step(model.identity) for text in texts), *(one.step(inputs) for one in plan.evaluators)]
     folder.check_settings(steps)
-    with folder.locked():
+    with folder.locked(), interruption.recorded():
         folder.clear_partial()
         prepared = prepare_texts(plan, settings, model, folder)
         context = EvalContext(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ def _distinct(
     """Documents without empty ones and without repeats; `counts` is kept up to date."""
     seen: set[bytes] = set()
     for document in documents:
+        interruption.check()
         array = np.asarray(document, np.int32)
         if len(array) == 0:
             continue

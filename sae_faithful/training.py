@@ -7,10 +7,10 @@ import dataclasses
 import logging
 import shutil
 import signal
-import socket
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
 from sae_faithful.run_folder import PARTIAL_PREFIX
 
@@ -101,7 +101,7 @@ def run_seeded(runner: Any, seed: int) -> Any:
     try:
         with (
             _signal_handlers_kept(),
-            _signals_recorded(),
+            interruption.recorded(),
             misleading_warnings_silenced(),
             _wandb_closed_on_error(),
             temporary_seed(seed),
@@ -133,7 +133,7 @@ def guard_against_nan(sae: Any, name: str) -> None:
     look_uncompiled = torch.compiler.disable(look)
 
     def checked_forward(step_input: Any) -> Any:
-        _stop_if_interrupted()
+        interruption.check()
         output = forward(step_input)
         look_uncompiled(output.loss, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
         return output
@@ -213,44 +213,6 @@ def _keep(
             shutil.copy(shared, trained)
         folder.adopt(trained, sae.step(source, inputs))
     shutil.rmtree(partial)
-
-
-_signals: socket.socket | None = None
-"""Gives a byte for every signal that arrived while SAELens trains."""
-
-
-def _stop_if_interrupted() -> None:
-    """Raise for a signal whose own exception was lost.
-
-    SAELens's handler raises an ordinary exception wherever the program is, and what is called from C or under
-    `except Exception` swallows it: seen at the start of training, where the Ctrl-C then had no effect at all.
-    """
-    if _signals is None:
-        return
-    try:
-        arrived = _signals.recv(64)
-    except BlockingIOError:
-        return
-    if {signal.SIGINT, signal.SIGTERM} & set(arrived):
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _signals_recorded() -> Generator[None]:
-    """Let `_stop_if_interrupted` know of signals, whoever handles them."""
-    global _signals
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    _signals = reader
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        _signals = None
-        reader.close()
-        writer.close()
 
 
 @contextlib.contextmanager
