@@ -121,9 +121,7 @@ class RunFolder:
         _remove(partial)
         partial.mkdir(parents=True)
         yield partial
-        record = {"hash": step.hash, "settings": dict(step.settings), "inputs": dict(step.inputs)}
-        write_json(partial / STEP_FILE, record)
-        self.replace(partial, target)
+        self.adopt(partial, step)
 
     def adopt(self, folder: Path, step: Step) -> None:
         """Make `folder`, written whole inside the run folder, the step's outcome."""
