@@ -446,7 +446,11 @@ def interrupt(arguments: list[str], when: Callable[[bytes], bool], folder: Path)
     """Start the command, send it SIGINT once `when` says so of its stderr; its exit code and stderr."""
     log = folder / "stderr"
     with log.open("wb") as stderr:
-        process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=stderr)
+        # A shell's background jobs ignore SIGINT, and hand that on to what they start.
+        process = subprocess.Popen(
+            [COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=stderr,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         try:
             while process.poll() is None and not when(log.read_bytes()):
                 time.sleep(0.01)
