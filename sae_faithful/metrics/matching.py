@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sae_faithful.metrics.intervals import Interval, jackknife_interval
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
     from jaxtyping import Bool, Float, Int
 
 SUBSETS = ("all", "alive", "firing_weighted")
@@ -81,17 +86,60 @@ class Match:
         return float((of_a * of_b * values).sum() / denominator) if denominator else 0.0
 
 
-def match_directions(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Match:
+def match_directions(
+    a: Float[torch.Tensor | np.ndarray, "n d"], b: Float[torch.Tensor | np.ndarray, "m d"]
+) -> Match:
     """Match the rows of `a` to those of `b`, one to one, so that the sum of cosines is largest.
 
     Rows of length zero (latents that were never trained) match nothing. With unequal numbers the smaller side
-    is matched fully. Never holds n·m cosines; raises ValueError for entries that are not finite.
+    is matched fully. Never holds n·m cosines; runs where `a` is; raises ValueError for entries that are not finite.
     """
     from sae_faithful.ops import match_features
 
     found = match_features(a, b)
-    nonzero = (a != 0).any(axis=1), (b != 0).any(axis=1)
-    return Match(found.rows, found.cols, found.cosine, nonzero, found.certified, found.gap)
+    return Match(found.rows, found.cols, found.cosine, (_nonzero(a), _nonzero(b)), found.certified, found.gap)
+
+
+def _nonzero(directions: torch.Tensor | np.ndarray) -> Bool[np.ndarray, " n"]:
+    found = (directions != 0).any(1)
+    return found if isinstance(found, np.ndarray) else found.cpu().numpy()
+
+
+def top1_ratio(
+    nearest: Float[np.ndarray, " d_sae"], weights: Weights, threshold: float, subset: str
+) -> float:
+    """Share of one SAE's latents whose nearest direction of the other SAE has a cosine above `threshold`.
+
+    Σ_i w_i [max_j cos(a_i, b_j) > τ] / Σ_i w_i, with w_i the weight of latent i of A in the subset, and j over all
+    latents of B. Nothing is one to one, so many latents of A may share one neighbour: never less than the share
+    of A's latents that `Match` pairs above the threshold. Higher is more reproducible. Zero for an empty subset.
+
+    Args:
+        nearest: each latent's largest cosine, −∞ where its direction is zero (`sae_faithful.ops.nearest_cosines`).
+        weights: of the same SAE.
+        threshold: a cosine.
+        subset: as in `Weights.of`.
+    """
+    weight = weights.of(subset, np.isfinite(nearest))
+    total = weight.sum()
+    return float((weight * (nearest > threshold)).sum() / total) if total else 0.0
+
+
+def mean_over_pairs(values: Mapping[tuple[int, int], float]) -> tuple[float, Interval]:
+    """Mean of a statistic of pairs of SAEs, with its interval by the jackknife over seeds.
+
+    SE² = (S−1)/S · Σ_s (θ₍₋ₛ₎ − θ̄)², where θ₍₋ₛ₎ is the mean of the pairs without seed s and S the number of seeds.
+    Leaving out a seed leaves out all that was drawn with it. Where pairs are of two sources, those are two
+    SAEs, which began with the same weights; so these are U-statistics of order two in independent seeds, for
+    which the jackknife's variance is not too small in expectation (Efron & Stein 1981). It needs three seeds.
+
+    Args:
+        values: by the seeds of the two SAEs, which differ.
+    """
+    mean = float(np.mean(list(values.values())))
+    seeds = sorted({seed for pair in values for seed in pair})
+    rests = [[value for pair, value in values.items() if seed not in pair] for seed in seeds]
+    return mean, jackknife_interval(mean, [float(np.mean(rest)) for rest in rests if rest])
 
 
 def random_directions_like(
@@ -101,9 +149,10 @@ def random_directions_like(
 
     It keeps that decoders crowd into few dimensions, which alone makes some pairs similar; zero rows stay zero.
     """
-    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    unit = np.divide(directions, lengths, out=np.zeros_like(directions), where=lengths > 0)
-    # Rows of Z·U/√n, Z standard normal, have the second moments UᵀU/n.
-    _, scale, basis = np.linalg.svd(unit / np.sqrt(max(1, int((lengths > 0).sum()))), full_matrices=False)
-    drawn = (rng.standard_normal((len(unit), len(scale))) * scale) @ basis
+    exact = directions.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    unit = np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > 0)
+    # Rows of Z·√Λ·Qᵀ, Z standard normal, have the second moments UᵀU/n = QΛQᵀ.
+    moments, basis = np.linalg.eigh(unit.T @ unit / max(1, int((lengths > 0).sum())))
+    drawn = (rng.standard_normal(unit.shape) * np.sqrt(moments.clip(0))) @ basis.T
     return (drawn * (lengths > 0)).astype(directions.dtype)

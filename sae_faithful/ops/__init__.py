@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_faithful.ops.assignment import Matching, match_features
+    from sae_faithful.ops.nearest import nearest_cosines
 
-_HOMES = {"Matching": "assignment", "match_features": "assignment"}
+_HOMES = {"Matching": "assignment", "match_features": "assignment", "nearest_cosines": "nearest"}
 
-__all__ = ["Matching", "match_features"]
+__all__ = ["Matching", "match_features", "nearest_cosines"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+from itertools import combinations, permutations
+
 import numpy as np
 import pytest
 
-from sae_faithful.metrics.matching import Match, Weights, match_directions, random_directions_like
+from sae_faithful.metrics.matching import (
+    Match,
+    Weights,
+    match_directions,
+    mean_over_pairs,
+    random_directions_like,
+    top1_ratio,
+)
 
 D = 64
 E = np.eye(D, dtype=np.float32)
@@ -186,6 +195,111 @@ def test_an_unknown_subset_lists_the_choices() -> None:
     match = match_directions(E[:2], E[:2])
     with pytest.raises(ValueError, match="unknown subset 'dead'; choices: all, alive, firing_weighted"):
         shared(match, subset="dead")
+
+
+def test_tensors_are_matched_as_arrays_are(rng: np.random.Generator) -> None:
+    import torch
+
+    a, b = rng.standard_normal((20, D)), rng.standard_normal((30, D))
+    a[3], b[5:7] = 0, 0
+    arrays, tensors = match_directions(a, b), match_directions(torch.tensor(a), torch.tensor(b))
+    assert tensors.cols.tolist() == arrays.cols.tolist()
+    for one, other in zip(tensors.nonzero, arrays.nonzero, strict=True):
+        assert isinstance(one, np.ndarray)
+        assert one.tolist() == other.tolist()
+    assert (~tensors.nonzero[0]).nonzero()[0].tolist() == [3]
+
+
+# Nearest neighbours
+
+
+def test_top1_by_hand_in_every_subset() -> None:
+    nearest = np.array([0.9, 0.71, 0.7, -np.inf, -0.2])
+    weights = firing(0.1, 0.0, 0.3, 0.4, 0.0)
+    # Over rows with a direction: .9 and .71 of four; at the threshold is not above it.
+    assert top1_ratio(nearest, weights, 0.7, "all") == 2 / 4
+    # Latents 0, 2 and 3 are alive, and 3 has no direction: one of three.
+    assert top1_ratio(nearest, weights, 0.7, "alive") == pytest.approx(1 / 3)
+    # .1 of .8 firings, or .1 + .3 of them above .6.
+    assert top1_ratio(nearest, weights, 0.7, "firing_weighted") == pytest.approx(1 / 8)
+    assert top1_ratio(nearest, weights, 0.6, "firing_weighted") == pytest.approx(4 / 8)
+    # A zero row is above no threshold, however low.
+    assert top1_ratio(nearest, weights, -1, "alive") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("subset", ["all", "alive", "firing_weighted"])
+def test_top1_of_nothing_is_zero(subset: str) -> None:
+    assert top1_ratio(np.full(3, -np.inf), firing(0, 0, 0), 0.5, subset) == 0
+
+
+def test_top1_is_never_less_than_the_matched_share(rng: np.random.Generator) -> None:
+    from sae_faithful.ops import nearest_cosines
+
+    a, b = rng.standard_normal((200, 5)), rng.standard_normal((200, 5))
+    match, nearest = match_directions(a, b), nearest_cosines(a, b)
+    for threshold in (0.5, 0.7, 0.9):
+        both = [top1_ratio(side, Weights(np.ones(200)), threshold, "all") for side in nearest]
+        assert min(both) >= shared(match, threshold) > 0
+
+
+# Means over pairs
+
+
+def test_the_mean_over_pairs_of_three_seeds_by_hand() -> None:
+    mean, (low, high, reason) = mean_over_pairs({(0, 1): 0.5, (0, 4): 0.25, (1, 4): 0.25})
+    # Without seeds 0, 1, 4: .25, .25, .5; mean 1/3, Σ of squares 1/24, SE² = 2/3 · 1/24, SE = 1/6; t 4.302653.
+    assert mean == pytest.approx(1 / 3)
+    assert (low, high) == pytest.approx((1 / 3 - 0.717109, 1 / 3 + 0.717109), abs=1e-5)
+    assert reason is None
+
+
+def test_ordered_pairs_lose_both_saes_of_a_seed() -> None:
+    # Without seed 0 remain (1, 2) and (2, 1): .3; without 1 (0, 2), (2, 0): .5; without 2 (0, 1), (1, 0): .1.
+    values = {(1, 2): 0.2, (2, 1): 0.4, (0, 2): 0.5, (2, 0): 0.5, (0, 1): 0.0, (1, 0): 0.2}
+    mean, (low, high, _) = mean_over_pairs(values)
+    # Σ of squares 2 · .04, SE² = 2/3 · .08, SE = .230940, half width .993655.
+    assert mean == pytest.approx(0.3)
+    assert (low, high) == pytest.approx((0.3 - 0.993655, 0.3 + 0.993655), abs=1e-5)
+
+
+def test_two_seeds_have_a_mean_and_no_interval() -> None:
+    mean, (low, high, reason) = mean_over_pairs({(0, 1): 0.5, (1, 0): 0.25})
+    assert mean == 0.375
+    assert (low, high) == (None, None)
+    assert reason is not None
+    assert reason.startswith("fewer than three SAEs")
+
+
+@pytest.mark.parametrize("across_sources", [False, True])
+@pytest.mark.parametrize(("n_seeds", "sd_of_pairs"), [(3, 0.0), (5, 0.0), (5, 0.3)])
+def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says(
+    across_sources: bool, n_seeds: int, sd_of_pairs: float
+) -> None:
+    """Values θ + a_s + b_t + e_st: across sources a_s and b_s differ but go together, as one seed's SAEs may."""
+    rng = np.random.default_rng(n_seeds)
+    pairs = list((permutations if across_sources else combinations)(range(n_seeds), 2))
+    covered = 0
+    for _ in range(1_000):
+        of_seed = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=n_seeds)
+        a, b = of_seed[:, 0], of_seed[:, int(across_sources)]
+        noise = sd_of_pairs * rng.standard_normal((n_seeds, n_seeds))
+        _, (low, high, _) = mean_over_pairs({(s, t): 0.3 + a[s] + b[t] + noise[s, t] for s, t in pairs})
+        assert low is not None
+        assert high is not None
+        covered += low <= 0.3 <= high
+    # The binomial SE of a coverage of .95 is √(.95 · .05 / 1000) = .0069.
+    assert 0.93 <= covered / 1_000 <= 0.97
+
+
+def test_where_pairs_vary_by_themselves_the_interval_is_too_wide_rather_than_too_narrow() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1_000):
+        _, (low, high, _) = mean_over_pairs(dict(zip(permutations(range(5), 2), rng.random(20), strict=True)))
+        assert low is not None
+        assert high is not None
+        covered += low <= 0.5 <= high
+    assert covered / 1_000 > 0.96
 
 
 # The null

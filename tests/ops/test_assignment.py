@@ -141,6 +141,55 @@ def test_larger_sets_are_exact_with_the_default_options(shape: tuple[int, int]) 
     check_exact(match_features(a, b), a, b)
 
 
+@pytest.fixture(scope="module")
+def trained_decoders() -> tuple[np.ndarray, np.ndarray]:
+    """Decoders of two TopK SAEs trained from different weights on 96 sparse features in 16 of 64 dimensions."""
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.saes.sae import TrainStepInput
+    from sae_lens.util import temporary_seed
+
+    decoders: list[np.ndarray] = []
+    for seed in (0, 1):
+        with temporary_seed(seed):
+            sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=64, d_sae=256, k=8))
+        data = torch.Generator().manual_seed(0)
+        features = torch.randn(96, 16, generator=data) @ torch.randn(16, 64, generator=data)
+        optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
+        for step in range(300):
+            present = torch.rand(256, 96, generator=data) < 0.05
+            inputs = (present * torch.rand(256, 96, generator=data)) @ features
+            out = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=inputs, coefficients={}, dead_neuron_mask=None, n_training_steps=step, is_logging_step=False
+                )
+            )  # fmt: skip
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+        # It has learnt something.
+        residual = (inputs - out.sae_out).square().sum() / (inputs - inputs.mean(0)).square().sum()
+        assert residual.item() < 0.2
+        decoders.append(sae.W_dec.detach().numpy())
+    return decoders[0], decoders[1]
+
+
+@pytest.mark.parametrize("candidates", [1, 8, 64])
+def test_decoders_of_trained_saes(trained_decoders: tuple[np.ndarray, np.ndarray], candidates: int) -> None:
+    a, b = trained_decoders
+    check_exact(match_features(a, b, candidates=candidates, max_rounds=200), a, b)
+
+
+def test_decoders_of_trained_saes_with_dead_latents(trained_decoders: tuple[np.ndarray, np.ndarray]) -> None:
+    """Latents that never fired, stored as zeros: 40 of one SAE, 100 of the other."""
+    a, b = (decoder.copy() for decoder in trained_decoders)
+    rng = np.random.default_rng(0)
+    a[rng.choice(256, 40, replace=False)] = 0
+    b[rng.choice(256, 100, replace=False)] = 0
+    found = match_features(a, b)
+    check_exact(found, a, b)
+    assert len(found.rows) == 156
+
+
 def test_sides_can_be_exchanged() -> None:
     rng = np.random.default_rng(0)
     a, b = gaussian(rng, 50, 80)

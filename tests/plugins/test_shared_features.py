@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from sae_faithful import TokenSet, UsageError, load_plugins
-from sae_faithful_plugins import shared_features
-from sae_faithful_plugins.shared_features import SharedFeatures
+from sae_faithful_plugins.shared_features import HEADLINE, SharedFeatures, pairs
 
 VOCAB, BOS, D = 64, 0, 64
 HOOK = "model.layers.0"
@@ -80,6 +79,62 @@ def test_permuted_copies_share_everything(share: Callable[..., Any]) -> None:
             assert sfr(measured, threshold, subset) == pytest.approx(1)
         cosine = measured.row("mean_matched_cosine", subset=subset)["value"]
         assert cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_permuted_copies_share_everything_in_every_comparison(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    rng = np.random.default_rng(0)
+    encoder, decoder = np.abs(rng.standard_normal((VOCAB, 40))), rotated(40, seed=0)
+    handles: list[Any] = []
+    for source in ("faithful", "web"):
+        for seed in (0, 1):
+            order = rng.permutation(40)
+            handles.append(plant(encoder[:, order], decoder[order], source=source, seed=seed))
+    measured = measure(SharedFeatures(), handles, {"faithful": own_text(), "web": own_text()})
+    for condition, metrics in (
+        ("cosine>0.9", ("sfr", "encoder_sfr", "top1")),
+        ("cosine>0.9, in SAEs of web", ("cross_sfr",)),
+        (None, ("mean_matched_cosine", "encoder_mean_matched_cosine")),
+        ("in SAEs of web", ("cross_mean_matched_cosine",)),
+    ):
+        for metric in metrics:
+            for subset in ("all", "alive", "firing_weighted"):
+                row = measured.row(metric, source="faithful", condition=condition, subset=subset)
+                assert row["value"] == pytest.approx(1, abs=1e-6)
+    stabilities = measured.features[["it.stability", "it.cross_stability.web", "it.cross_stability.faithful"]]
+    # A latent is compared with the SAEs of the *other* source; with its own there is nothing to say.
+    assert stabilities.fillna(1).eq(1).all().all()
+    assert stabilities.notna().sum().tolist() == [160, 80, 80]
+
+
+@pytest.mark.parametrize(("fraction", "n_shared"), [(0, 0), (0.3, 3), (0.5, 5), (1, 10)])
+def test_a_planted_fraction_is_recovered_exactly_in_every_comparison(
+    fraction: float, n_shared: int, plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    # Two SAEs of each of two sources, ten latents each: so many on axes that all four have, the others on axes
+    # of their own. Encoder and decoder hold them in different orders.
+    handles: list[Any] = []
+    for i, (source, seed) in enumerate([("faithful", 0), ("faithful", 1), ("web", 0), ("web", 1)]):
+        own = range(10 + 10 * i, 20 + 10 * i - n_shared)
+        directions = axes(*range(n_shared), *own)
+        rng = np.random.default_rng(i)
+        handles.append(
+            plant(
+                directions[rng.permutation(10)].T, directions[rng.permutation(10)], source=source, seed=seed
+            )
+        )
+    measured = measure(SharedFeatures(), handles, {"faithful": own_text(), "web": own_text()})
+    for source in ("faithful", "web"):
+        for metric in ("sfr", "encoder_sfr", "top1"):
+            row = measured.row(metric, source=source, condition="cosine>0.7", subset="all")
+            assert row["value"] == pytest.approx(fraction)
+        for metric in ("mean_matched_cosine", "encoder_mean_matched_cosine"):
+            assert measured.row(metric, source=source, subset="all")["value"] == pytest.approx(fraction)
+    cross = measured.row("cross_sfr", condition="cosine>0.7, in SAEs of web", subset="all")
+    assert cross["value"] == pytest.approx(fraction)
+    assert measured.features["it.stability"].sum() == 4 * n_shared
+    assert measured.features["it.cross_stability.web"].sum() == 2 * n_shared
 
 
 def test_a_negated_direction_is_not_shared(share: Callable[..., Any]) -> None:
@@ -151,6 +206,37 @@ def test_flaw_a_zero_row_gives_no_nan(share: Callable[..., Any]) -> None:
     assert table.notna().all().all()
 
 
+def test_flaw_the_matrix_of_cosines_is_never_held(
+    plant: Callable[..., Any], measure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference flaw: the whole n×n matrix in memory."""
+    import torch
+
+    from sae_faithful.ops import match_features, nearest_cosines
+
+    n, largest = 1_000, 0
+
+    class Recorder(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    # Blocks as much smaller than n² as the default's 2²⁵ are where a matrix would not fit.
+    for op in (match_features, nearest_cosines):
+        monkeypatch.setitem(op.__kwdefaults__, "block", 20_000)
+    handles = [plant(firing_on([ALWAYS] * n), rotated(n, seed), seed=seed) for seed in (0, 1)]
+    with Recorder():
+        # Two rows of text, since their latents are a tensor too.
+        measured = measure(SharedFeatures(null_draws=0, encoder=False), handles, {"faithful": own_text(2)})
+    assert sfr(measured) == 0
+    # The 64 best of every row and of every column are candidates.
+    assert 128 * n <= largest < n * n / 5
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_flaw_a_match_that_fails_is_an_error_and_no_missing_value(share: Callable[..., Any]) -> None:
     """Reference flaw: `except Exception` turns a failed match into None."""
@@ -172,12 +258,12 @@ def test_dictionaries_of_different_sizes_are_matched_as_far_as_the_smaller_goes(
 def test_a_pair_whose_matching_is_not_certified_says_so_with_its_gap(
     share: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    match = shared_features.match_directions
+    match = pairs.match_directions
     place = {"condition": "cosine>0.7", "subset": "all", "seed": 0, "other_seed": 1}
     certain = share(axes(0, 1), axes(0, 2)).row("sfr", **place)
     assert "certified" not in certain["reason"]
     monkeypatch.setattr(
-        shared_features, "match_directions", lambda a, b: replace(match(a, b), certified=False, gap=0.25)
+        pairs, "match_directions", lambda a, b: replace(match(a, b), certified=False, gap=0.25)
     )
     uncertain = share(axes(0, 1), axes(0, 2)).row("sfr", **place)
     assert uncertain["reason"].endswith(
@@ -264,6 +350,226 @@ def test_a_latents_stability_is_the_share_of_other_seeds_in_which_it_reappears(
     assert table.loc[2].tolist() == [1.0] * 4 + [0.0] * 12
 
 
+# Encoder directions
+
+
+def test_encoder_directions_have_a_matching_of_their_own(share: Callable[..., Any]) -> None:
+    # Latent i of A reads token 5 + i; B has tokens 5 and 6 exchanged, 7 at cosine .6 and 8 not at all.
+    a = firing_on([[5], [6], [7], [8]])
+    b = firing_on([[6], [5], [7], [20]])
+    b[21, 2] = 4 / 3
+    # The decoders share the last latent alone.
+    measured = share(axes(0, 1, 2, 3), axes(10, 11, 12, 3), encoders=[a, b])
+    assert sfr(measured) == 1 / 4
+    assert measured.row("encoder_sfr", condition="cosine>0.5", subset="all")["value"] == 3 / 4
+    assert measured.row("encoder_sfr", condition="cosine>0.7", subset="all")["value"] == 2 / 4
+    cosine = measured.row("encoder_mean_matched_cosine", subset="all")["value"]
+    assert cosine == pytest.approx((1 + 1 + 0.6 + 0) / 4)
+    # B's fourth latent reads a token that the text does not have: three pairs have both alive.
+    alive = measured.row("encoder_mean_matched_cosine", subset="alive")["value"]
+    assert alive == pytest.approx((1 + 1 + 0.6) / 3)
+    null = measured.row("encoder_sfr_null", condition="cosine>0.7", subset="all")
+    assert (null["n"], null["headline"]) == (5, False)
+
+
+# Nearest neighbours
+
+
+def test_top1_is_counted_both_ways_without_one_to_one(share: Callable[..., Any]) -> None:
+    # Both latents of A are nearest to B's first, at cosines 1 and .8; of B only the first has a near one.
+    a = np.stack([axes(0)[0], 0.8 * axes(0)[0] + 0.6 * axes(1)[0]])
+    measured = share(a, axes(0, 2), thresholds=[0.7, 0.9])
+    both = {"condition": "cosine>0.7", "subset": "all"}
+    assert measured.row("top1", seed=0, other_seed=1, **both)["value"] == 1
+    assert measured.row("top1", seed=1, other_seed=0, **both)["value"] == 0.5
+    row = measured.row("top1", **both)
+    assert (row["value"], row["n"], row["headline"]) == (0.75, 2, False)
+    assert sfr(measured) == 0.5
+    assert measured.row("top1", condition="cosine>0.9", subset="all")["value"] == 0.5
+
+
+def test_top1_divides_by_the_latents_of_its_own_side(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    # A has six latents, one of them without a direction, three alive; B has the first two of A.
+    holed = axes(0, 1, 2, 3, 4, 5)
+    holed[5] = 0
+    encoders = [firing_on([[5], [6], [7], [], [], []]), firing_on([[5], []])]
+    handles = [plant(encoders[0], holed, seed=0), plant(encoders[1], axes(0, 1), seed=1)]
+    measured = measure(SharedFeatures(null_draws=0), handles, {"faithful": own_text()})
+
+    def both(subset: str) -> tuple[float, float]:
+        return tuple(
+            measured.row("top1", condition="cosine>0.7", subset=subset, seed=i, other_seed=1 - i)["value"]
+            for i in (0, 1)
+        )  # pyright: ignore[reportReturnType]
+
+    assert both("all") == (2 / 5, 1)
+    # Of A's alive 0, 1, 2 the first two: the neighbour need not be alive itself.
+    assert both("alive") == (pytest.approx(2 / 3), 1)
+    # .6 and .2 of A's .9 firings.
+    assert both("firing_weighted") == (pytest.approx(8 / 9), 1)
+    sizes = [
+        measured.row("top1", condition="cosine>0.7", subset="all", seed=i, other_seed=1 - i)["n"]
+        for i in (0, 1)
+    ]
+    assert sizes == [6, 2]
+
+
+def test_the_interval_of_top1_is_a_jackknife_over_saes(share: Callable[..., Any]) -> None:
+    measured = share(*THREE)
+    # On orthogonal axes both directions are as the matching: 6 values, .5, .25, .25 twice; SE 1/6 as above.
+    row = measured.row("top1", condition="cosine>0.7", subset="all")
+    assert row["value"] == pytest.approx(1 / 3)
+    assert (row["ci_low"], row["n"]) == (pytest.approx(1 / 3 - 0.717109, abs=1e-5), 6)
+
+
+# Across sources
+
+
+@pytest.fixture
+def across(plant: Callable[..., Any], measure: Callable[..., Any]) -> Callable[..., Any]:
+    """Measure sources whose SAEs have these decoders by seed, all latents alive."""
+
+    def go(sources: dict[str, dict[int, np.ndarray]], **options: Any) -> Any:
+        handles = [
+            plant(firing_on([ALWAYS] * len(decoder)), decoder, source=source, seed=seed)
+            for source, decoders in sources.items()
+            for seed, decoder in decoders.items()
+        ]
+        return measure(SharedFeatures(**options), handles, {source: own_text() for source in sources})
+
+    return go
+
+
+def test_saes_of_two_sources_are_matched_and_each_latent_is_told_where_it_reappears(
+    across: Callable[..., Any],
+) -> None:
+    # Four latents each. Between faithful 0 and web 1: axes 0 and 1; between faithful 1 and web 0: axis 0.
+    measured = across(
+        {
+            "faithful": {0: axes(0, 1, 2, 3), 1: axes(0, 4, 5, 6)},
+            "web": {0: axes(0, 10, 11, 12), 1: axes(1, 0, 13, 14)},
+        }
+    )
+    condition = "cosine>0.7, in SAEs of web"
+    pair = {"condition": condition, "subset": "all", "source": "faithful"}
+    assert measured.row("cross_sfr", seed=0, other_seed=1, **pair)["value"] == 2 / 4
+    assert measured.row("cross_sfr", seed=1, other_seed=0, **pair)["value"] == 1 / 4
+    row = measured.row("cross_sfr", **pair)
+    assert (row["value"], row["n"], row["ci_low"]) == (3 / 8, 2, None)
+    assert measured.row("cross_sfr", **{**pair, "subset": "alive"})["headline"]
+    table = measured.features.set_index(["source", "seed", "latent"])
+    assert table.loc[("faithful", 0), "it.cross_stability.web"].tolist() == [1, 1, 0, 0]
+    assert table.loc[("faithful", 1), "it.cross_stability.web"].tolist() == [1, 0, 0, 0]
+    assert table.loc[("web", 0), "it.cross_stability.faithful"].tolist() == [1, 0, 0, 0]
+    assert table.loc[("web", 1), "it.cross_stability.faithful"].tolist() == [1, 1, 0, 0]
+    reading = (measured.folder / "artifacts" / "reading.txt").read_text()
+    where = f"faithful and web at {HOOK}/main: alive cross-source SFR (cosine > 0.7) 0.375"
+    assert where in reading
+
+
+def test_saes_of_one_seed_are_not_compared_across_sources(across: Callable[..., Any]) -> None:
+    # As they began with the same weights, those of one seed are alike whatever they were trained on.
+    decoders = {seed: axes(*range(8 * seed, 8 * seed + 8)) for seed in range(3)}
+    measured = across({"faithful": decoders, "web": {seed: one.copy() for seed, one in decoders.items()}})
+    for threshold in (0.5, 0.9):
+        condition = f"cosine>{threshold:g}, in SAEs of web"
+        assert measured.row("cross_sfr", condition=condition, subset="all")["value"] == 0
+    assert not any(row["seed"] == row["other_seed"] for row in measured.rows if row["seed"] is not None)
+
+
+def test_two_sources_with_the_same_saes_score_across_as_within(across: Callable[..., Any]) -> None:
+    decoders = dict(enumerate(THREE))
+    measured = across({"faithful": decoders, "web": decoders}, null_draws=0)
+    within = measured.row("sfr", source="faithful", condition="cosine>0.7", subset="all")
+    cross = measured.row("cross_sfr", condition="cosine>0.7, in SAEs of web", subset="all")
+    assert within["value"] == pytest.approx(1 / 3)
+    for bound in ("value", "ci_low", "ci_high"):
+        assert cross[bound] == pytest.approx(within[bound])
+
+
+def test_the_interval_across_sources_leaves_out_both_saes_of_a_seed(across: Callable[..., Any]) -> None:
+    # Ten latents. Faithful 0 has axes 0-4 of web 1 and none of web 2; faithful 1 has none of web 0 and 3 of
+    # web 2; faithful 2 has 1 of web 0 and 2 of web 1.
+    shared = {(0, 1): 5, (0, 2): 0, (1, 0): 0, (1, 2): 3, (2, 0): 1, (2, 1): 2}
+    faithful: dict[int, list[int]] = {seed: [] for seed in range(3)}
+    web: dict[int, list[int]] = {seed: [] for seed in range(3)}
+    free = iter(range(D))
+    for (a, b), count in shared.items():
+        common = [next(free) for _ in range(count)]
+        faithful[a] += common
+        web[b] += common
+    decoders = [
+        {seed: axes(*used, *(next(free) for _ in range(10 - len(used)))) for seed, used in side.items()}
+        for side in (faithful, web)
+    ]
+    measured = across(dict(zip(("faithful", "web"), decoders, strict=True)))
+    row = measured.row("cross_sfr", condition="cosine>0.7, in SAEs of web", subset="all")
+    # Mean of .5, 0, 0, .3, .1, .2 = 11/60. Without seed 0 (.3 + .2)/2 = .25, without 1 (0 + .1)/2 = .05, without
+    # 2 (.5 + 0)/2 = .25; mean .55/3, Σ of squares .0266667, SE² = 2/3 · that, SE = .133333; t 4.302653.
+    assert row["value"] == pytest.approx(11 / 60)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(
+        (11 / 60 - 0.573687, 11 / 60 + 0.573687), abs=1e-5
+    )
+    assert row["n"] == 6
+
+
+def test_only_seeds_that_both_sources_have_are_compared(across: Callable[..., Any]) -> None:
+    measured = across(
+        {
+            "faithful": {0: axes(0, 1), 1: axes(0, 1), 2: axes(0, 1)},
+            "web": {1: axes(0, 1), 2: axes(0, 1), 3: axes(0, 1)},
+        },
+        null_draws=0,
+    )
+    compared = {
+        (row["seed"], row["other_seed"])
+        for row in measured.rows
+        if row["metric"] == "cross_sfr" and row["seed"] is not None
+    }
+    assert compared == {(1, 2), (2, 1)}
+    table = measured.features.set_index(["source", "seed"])
+    assert table.loc[("faithful", 0), "it.cross_stability.web"].isna().all()
+    assert table.loc[("faithful", 1), "it.cross_stability.web"].tolist() == [1, 1]
+
+
+def test_one_seed_in_common_gives_a_row_with_a_reason(across: Callable[..., Any]) -> None:
+    measured = across({"faithful": {0: axes(0, 1)}, "web": {0: axes(0, 1)}})
+    row = measured.row("cross_sfr")
+    assert (row["source"], row["condition"], row["value"]) == ("faithful", "in SAEs of web", None)
+    assert row["reason"].startswith("fewer than two SAE seeds in common")
+    assert row["reason"] in (measured.folder / "artifacts" / "reading.txt").read_text()
+
+
+def test_every_pair_of_sources_is_compared_once_and_only_at_one_hook_and_variant(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    handles = [
+        plant(firing_on([ALWAYS] * 2), axes(0, 1), source=source, hook=hook, variant=variant, seed=seed)
+        for source, places in {
+            "a": [(HOOK, "main"), (HOOK, "wide")],
+            "b": [(HOOK, "main"), ("model.layers.1", "main")],
+            "c": [(HOOK, "main"), (HOOK, "wide")],
+        }.items()
+        for hook, variant in places
+        for seed in (0, 1)
+    ]
+    texts = {source: own_text() for source in "abc"}
+    measured = measure(SharedFeatures(null_draws=0), handles, texts)
+    found = [
+        (row["source"], row["condition"], row["hook"], row["variant"])
+        for row in measured.rows
+        if row["metric"] == "cross_mean_matched_cosine" and row["seed"] is None and row["subset"] == "all"
+    ]
+    assert found == [
+        ("a", "in SAEs of b", HOOK, "main"),
+        ("a", "in SAEs of c", HOOK, "main"),
+        ("b", "in SAEs of c", HOOK, "main"),
+        ("a", "in SAEs of c", HOOK, "wide"),
+    ]
+
+
 # The null
 
 
@@ -298,6 +604,54 @@ def test_sharing_above_the_null_is_said_in_words_and_with_separated_intervals(
     assert reading.endswith("above it, intervals separated.")
 
 
+def test_random_dictionaries_score_their_nulls_in_every_comparison(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    # In six dimensions chance alone makes many pairs similar: the null is far from 0, and must be met.
+    rng = np.random.default_rng(0)
+    handles = [
+        plant(
+            (rng.standard_normal((150, 6)) @ axes(*range(5, 11))).T,
+            rng.standard_normal((150, 6)) @ axes(*range(6)),
+            source=source,
+            seed=seed,
+        )
+        for source in ("faithful", "web")
+        for seed in range(3)
+    ]
+    measured = measure(SharedFeatures(null_draws=8), handles, {"faithful": own_text(), "web": own_text()})
+    for metric, condition in (
+        ("sfr", "cosine>0.9"),
+        ("encoder_sfr", "cosine>0.9"),
+        ("top1", "cosine>0.9"),
+        ("cross_sfr", "cosine>0.9, in SAEs of web"),
+        ("mean_matched_cosine", None),
+        ("encoder_mean_matched_cosine", None),
+        ("cross_mean_matched_cosine", "in SAEs of web"),
+    ):
+        place = {"source": "faithful", "condition": condition, "subset": "all"}
+        row, null = (measured.row(f"{metric}{suffix}", **place) for suffix in ("", "_null"))
+        assert 0.2 < null["value"] < 0.99
+        assert row["ci_low"] < null["ci_high"], metric
+        assert null["ci_low"] < row["ci_high"], metric
+        # The interval is no excuse: both are the same to a few hundredths.
+        assert row["value"] == pytest.approx(null["value"], abs=0.05), metric
+
+
+def test_without_nulls_there_are_no_null_rows_and_the_reading_says_so(share: Callable[..., Any]) -> None:
+    measured = share(*THREE, null_draws=0)
+    assert not [row for row in measured.rows if row["metric"].endswith("_null")]
+    reading = (measured.folder / "artifacts" / "reading.txt").read_text()
+    assert reading.startswith(f"faithful/{HOOK}/main: alive SFR (cosine > 0.7) 0.333 [")
+    assert reading.endswith("; no null was drawn.")
+
+
+def test_without_the_papers_threshold_there_is_no_reading(share: Callable[..., Any]) -> None:
+    measured = share(axes(0, 1), axes(0, 2), thresholds=[0.5])
+    assert sfr(measured, 0.5) == 0.5
+    assert not (measured.folder / "artifacts").exists()
+
+
 def test_the_null_is_seeded(plant: Callable[..., Any], measure: Callable[..., Any]) -> None:
     handles = [plant(firing_on([ALWAYS] * 24), rotated(24, seed), seed=seed) for seed in (0, 1)]
     one, again, other = (
@@ -318,7 +672,48 @@ def test_headline_rows_are_those_of_the_papers_threshold(share: Callable[..., An
         (f"mean_matched_cosine{null}", None, subset) for null in ("", "_null") for subset in ("all", "alive")
     }
     assert headlines == wanted | {("alive", None, "all")}
-    assert shared_features.HEADLINE == 0.7
+    assert HEADLINE == 0.7
+
+
+# Options and monitors
+
+
+OPTIONAL = {"encoder": "encoder_", "top1": "top1", "cross_source": "cross_"}
+
+
+def test_what_is_switched_off_is_gone_and_changes_nothing_else(across: Callable[..., Any]) -> None:
+    sources = {
+        source: {seed: rotated(24, 10 * first + seed) for seed in (0, 1)}
+        for first, source in enumerate(("faithful", "web"))
+    }
+    full = across(sources)
+    for option, prefix in OPTIONAL.items():
+        reduced = across(sources, **{option: False})
+        assert reduced.rows == [row for row in full.rows if not row["metric"].startswith(prefix)]
+        assert len(reduced.rows) < len(full.rows)
+        columns = {column for column in reduced.features if "cross_stability" in column}
+        assert bool(columns) == (option != "cross_source")
+
+
+def test_the_monitors_budget_measures_live_saes_as_they_are_now(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    import torch
+
+    monitor = load_plugins().create("evaluator", "shared_features", SharedFeatures.monitor_budget)
+    handles = [
+        plant(firing_on([ALWAYS] * 4), axes(0, 1, 2, 3), source=source, seed=seed)
+        for source in ("faithful", "web")
+        for seed in (0, 1)
+    ]
+    texts = {"faithful": own_text(), "web": own_text()}
+    before = measure(monitor, handles, texts)
+    assert {row["metric"] for row in before.rows} == {"alive", "sfr", "mean_matched_cosine"}
+    assert {row["condition"] for row in before.rows if row["metric"] == "sfr"} == {"cosine>0.7"}
+    assert sfr(before, source="faithful") == 1
+    with torch.no_grad():
+        handles[0].sae.W_dec.copy_(torch.as_tensor(axes(0, 10, 11, 12)))
+    assert sfr(measure(monitor, handles, texts), source="faithful") == 1 / 4
 
 
 def test_one_pass_serves_all_seeds(
@@ -333,7 +728,11 @@ def test_one_pass_serves_all_seeds(
     ("options", "message"),
     [
         ({"thresholds": [0.5, 1.0]}, r"thresholds: 1.0 is not a cosine in \[-1, 1\)"),
-        ({"null_draws": 1}, "null_draws 1: an interval needs at least 2"),
+        ({"thresholds": [float("nan")]}, "thresholds: nan is not a cosine"),
+        ({"thresholds": []}, "thresholds: at least one is needed"),
+        ({"thresholds": [0.7, 0.5, 0.7]}, "thresholds: 0.7 is given twice"),
+        ({"null_draws": 1}, r"null_draws 1: an interval needs at least 2 \(0 for no nulls\)"),
+        ({"null_draws": -1}, "null_draws -1: an interval needs at least 2"),
         ({"threshold": 0.7}, "unknown option 'threshold'.*thresholds"),
     ],
 )
