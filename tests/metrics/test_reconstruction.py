@@ -4,14 +4,25 @@ import numpy as np
 import pytest
 import torch
 from sae_lens.evals import ExplainedVarianceCalculator
+from sklearn.metrics import r2_score
 
 from sae_faithful.metrics.clusters import ClusterSums
 from sae_faithful.metrics.reconstruction import (
     ActivationVariance,
     ReconstructionSums,
+    TokenErrors,
+    ce_difference,
     ce_loss_score,
+    cosine,
     explained_variance,
+    kl,
     l0,
+    l2,
+    next_token_divergences,
+    next_token_log_probs,
+    next_token_losses,
+    perplexity,
+    r2_per_dimension,
 )
 
 ROWS, CONTEXT, D_IN = 60, 6, 7
@@ -31,11 +42,12 @@ def all_tokens() -> torch.Tensor:
 def seen(
     x: torch.Tensor, reconstruction: torch.Tensor, mask: torch.Tensor, batch: int = ROWS
 ) -> tuple[ActivationVariance, ReconstructionSums]:
-    variance, sums = ActivationVariance(len(x), x.shape[-1]), ReconstructionSums(len(x))
+    variance, sums = ActivationVariance(len(x), x.shape[-1]), ReconstructionSums(len(x), x.shape[-1])
+    errors = TokenErrors.of(x, reconstruction, torch.zeros(len(x), x.shape[1], 1))
     for start in range(0, len(x), batch):
         part = slice(start, start + batch)
         variance.add(start, x[part], mask[part])
-        sums.add(start, x[part], reconstruction[part], torch.zeros(len(x[part]), x.shape[1], 1), mask[part])
+        sums.add(start, TokenErrors(*(values[part] for values in errors)), mask[part])
     return variance, sums
 
 
@@ -111,6 +123,97 @@ def test_low_precision_activations_are_summed_in_double() -> None:
     assert value == pytest.approx(0)
 
 
+# R² per dimension
+
+
+def test_r2_per_dimension_by_hand() -> None:
+    # Dimension 0: 1, 3, 5, 7, Σ(x − x̄)² = 20, errors 1, 1, 0, 0: 1 − 2/20 = .9.
+    # Dimension 1: 0, 0, 100, 100, Σ(x − x̄)² = 10,000, errors 0, 0, 0, 50²: 1 − .25 = .75.
+    # Dimension 2 is .1 throughout and does not count, whatever its errors.
+    x = torch.tensor([[[1, 0, 0.1], [3, 0, 0.1]], [[5, 100, 0.1], [7, 100, 0.1]]])
+    error = torch.tensor([[[1, 0, 9], [-1, 0, 9]], [[0, 0, 9], [0, 50, 9]]])
+    variance, sums = seen(x, x + error, torch.ones(2, 2, dtype=torch.bool))
+    value, interval = r2_per_dimension(variance, sums)
+    assert value == pytest.approx((0.9 + 0.75) / 2)
+    assert interval == (None, None, "2 sequences; an interval needs at least 50")
+    # Pooled, dimension 1 is all there is, and dimension 2's errors count.
+    assert explained_variance(variance, sums, rng())[0] == pytest.approx(1 - (2 + 2_500 + 4 * 81) / 10_020)
+
+
+@pytest.mark.parametrize("batch", [1, 7, ROWS])
+def test_both_are_scikit_learns_r2_with_its_two_averages(batch: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = activations()
+    mask = torch.rand(ROWS, CONTEXT, generator=generator) < 0.7
+    x[~mask] = 1e6
+    reconstruction = x + torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    reconstruction[~mask] = -1e6
+    variance, sums = seen(x, reconstruction, mask, batch)
+    for found, average in (
+        (r2_per_dimension(variance, sums), "uniform_average"),
+        (explained_variance(variance, sums, rng()), "variance_weighted"),
+    ):
+        oracle = r2_score(x[mask].numpy(), reconstruction[mask].numpy(), multioutput=average)
+        assert found[0] == pytest.approx(oracle, rel=1e-9)
+    # The dimension of SD .5 is lost in noise of SD 1, of which the pooled number knows little.
+    assert r2_per_dimension(variance, sums)[0] < explained_variance(variance, sums, rng())[0] - 0.5
+
+
+def test_the_interval_of_r2_is_as_wide_as_the_jackknife_has_it() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = activations()
+    # Sequences differ in their means and in how much is lost of them.
+    x += torch.randn(ROWS, 1, D_IN, generator=generator, dtype=torch.float64)
+    lost = torch.rand(ROWS, 1, 1, generator=generator, dtype=torch.float64)
+    reconstruction = x + lost * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    value, interval = r2_per_dimension(*seen(x, reconstruction, all_tokens()))
+
+    def r2(rows: np.ndarray) -> float:
+        parts = (values[rows].flatten(0, 1).numpy() for values in (x, reconstruction))
+        return float(r2_score(*parts))
+
+    left_out = np.array([r2(np.arange(ROWS) != row) for row in range(ROWS)])
+    error = np.sqrt((ROWS - 1) / ROWS * np.square(left_out - left_out.mean()).sum())
+    assert interval.low is not None
+    assert interval.high is not None
+    # Student's t with 59 degrees of freedom: 2.001.
+    assert interval.high - value == pytest.approx(2.001 * error, rel=0.05)
+    assert value - interval.low == pytest.approx(2.001 * error, rel=0.05)
+
+
+@pytest.mark.parametrize(("error", "value"), [(0.0, 1.0), (1.0, 0.0)])
+def test_where_nothing_varies_a_reconstruction_is_perfect_or_it_is_nothing(
+    error: float, value: float
+) -> None:
+    # A tenth is no binary fraction: sums of its square and of itself would not cancel.
+    x = torch.full((ROWS, CONTEXT, D_IN), 0.1, dtype=torch.float64)
+    variance, sums = seen(x, x + error, all_tokens())
+    assert r2_per_dimension(variance, sums) == (value, (value, value, None))
+    assert explained_variance(variance, sums, rng())[0] == value
+
+
+def test_variance_about_a_large_mean_keeps_its_digits() -> None:
+    # 10⁸ ± 1, in equal numbers: variance 1, which Σx²/n − x̄² = 10¹⁶ − 10¹⁶ loses.
+    x = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(ROWS, 3)[..., None] + 1e8
+    variance, sums = seen(x, x + 0.5, torch.ones(ROWS, 6, dtype=torch.bool))
+    assert r2_per_dimension(variance, sums)[0] == pytest.approx(0.75)
+    assert explained_variance(variance, sums, rng())[0] == pytest.approx(0.75)
+
+
+# L2 and cosine
+
+
+def test_l2_and_cosine_by_hand() -> None:
+    # (3, 4) → (0, 0): 5, no angle. (1, 0) → (1, 1): 1, cos 45°. (0, 2) → (0, 1): 1, cos 0°. The last one does not
+    # count: (5 + 1 + 1)/3, and not the root of a mean square.
+    x = torch.tensor([[[3.0, 4], [1, 0]], [[0, 2], [9, 9]]])
+    reconstruction = torch.tensor([[[0.0, 0], [1, 1]], [[0, 1], [-9, -9]]])
+    _, sums = seen(x, reconstruction, torch.tensor([[True, True], [True, False]]))
+    assert l2(sums)[0] == pytest.approx(7 / 3)
+    assert cosine(sums)[0] == pytest.approx((0 + 0.5**0.5 + 1) / 3)
+    assert l2(sums)[1].reason == cosine(sums)[1].reason == "2 sequences; an interval needs at least 50"
+
+
 # L0
 
 
@@ -118,9 +221,9 @@ def test_l0_counts_active_latents_of_the_tokens_that_count() -> None:
     # Active latents a token: 1, 2 | 3, 0; the second token does not count: (1 + 3 + 0)/3.
     latents = torch.tensor([[[1.0, 0, 0], [1, 1, 0]], [[0.1, 2, 3], [0, 0, 0]]])
     mask = torch.tensor([[True, False], [True, True]])
-    sums = ReconstructionSums(2)
+    sums = ReconstructionSums(2, 1)
     x = torch.zeros(2, 2, 1)
-    sums.add(0, x, x, latents, mask)
+    sums.add(0, TokenErrors.of(x, x, latents), mask)
     value, interval = l0(sums)
     assert value == pytest.approx(4 / 3)
     assert interval.reason == "2 sequences; an interval needs at least 50"
@@ -129,9 +232,9 @@ def test_l0_counts_active_latents_of_the_tokens_that_count() -> None:
 def test_l0_of_a_top_k_sae_is_k_without_spread() -> None:
     latents = torch.zeros(ROWS, CONTEXT, 20)
     latents[..., :8] = 0.5
-    sums = ReconstructionSums(ROWS)
     x = activations()
-    sums.add(0, x, x, latents, all_tokens())
+    sums = ReconstructionSums(ROWS, D_IN)
+    sums.add(0, TokenErrors.of(x, x, latents), all_tokens())
     assert l0(sums) == (8, (8, 8, None))
 
 
@@ -172,3 +275,39 @@ def test_ce_loss_score_interval_is_about_the_ratio_of_sums() -> None:
     assert interval.low is not None
     assert interval.high is not None
     assert 0.45 < interval.low < 0.5 < interval.high < 0.55
+
+
+def test_losses_and_divergence_of_predictions_by_hand() -> None:
+    # After the first token p = (1/4, 3/4), then (1/2, 1/2); the last prediction has no token to come.
+    logits = torch.tensor([[[1.0, 3], [1, 1], [7, 9]]]).log()
+    own = next_token_log_probs(logits)
+    assert own.exp().tolist() == [[[pytest.approx(1 / 4), pytest.approx(3 / 4)], [0.5, 0.5]]]
+    losses = next_token_losses(own, torch.tensor([[0, 1, 0]]))
+    assert losses.tolist() == [[pytest.approx(np.log(4 / 3)), pytest.approx(np.log(2))]]
+    # Put to uniform: ¼ log(¼ / ½) + ¾ log(¾ / ½), then nothing.
+    divergences = next_token_divergences(own, torch.full((1, 2, 2), 0.5).log())
+    expected = np.log(1 / 2) / 4 + 3 * np.log(3 / 2) / 4
+    assert divergences.tolist() == [[pytest.approx(expected, abs=1e-6), pytest.approx(0, abs=1e-6)]]
+
+
+def test_ce_difference_is_of_sums_and_its_interval_that_of_the_paired_difference() -> None:
+    # (2 + 6 − 1 − 3) / (10 + 30).
+    value, _ = ce_difference(sums_of([1, 3]), sums_of([2, 6]), sums_of([10, 30]))
+    assert value == pytest.approx(4 / 40)
+    # Sequences differ by much, but each loses the same, half a nat a token: no spread.
+    clean = rng().normal(30, 10, ROWS)
+    found = ce_difference(sums_of(list(clean)), sums_of(list(clean + 5)), sums_of([10.0] * ROWS))
+    assert (found[0], *found[1][:2]) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_kl_is_a_mean_over_predictions() -> None:
+    assert kl(sums_of([3, 1]), sums_of([10, 30]))[0] == pytest.approx(4 / 40)
+
+
+def test_perplexity_and_its_bounds_are_exponentials_of_the_mean_losss() -> None:
+    # Losses of 2 and 4 nats in turn, one prediction a sequence: mean 3, SD √(60/59), SE SD/√60, t 2.001.
+    value, interval = perplexity(sums_of([2.0, 4.0] * 30), sums_of([1.0] * ROWS))
+    half = 2.001 * (60 / 59) ** 0.5 / 60**0.5
+    assert value == pytest.approx(np.exp(3))
+    assert interval[:2] == pytest.approx((np.exp(3 - half), np.exp(3 + half)), rel=1e-4)
+    assert perplexity(sums_of([2.0, 4.0]), sums_of([1.0, 1.0]))[1].low is None

@@ -12,6 +12,7 @@ import pytest
 from sae_faithful import ExperimentConfig, LanguageModel, SAEHandle, TokenSet
 from sae_faithful_plugins.fake_features import FakeFeatures
 from sae_faithful_plugins.reconstruction import Reconstruction
+from sae_faithful_plugins.reconstruction.observing import WITH_BOS
 from sae_faithful_plugins.self_generated import SelfGenerated
 from sae_faithful_plugins.shared_features import SharedFeatures
 
@@ -28,6 +29,11 @@ def identity_on(*tokens: int) -> np.ndarray:
     encoder = np.zeros((VOCAB, VOCAB))
     encoder[list(tokens), list(tokens)] = 1.0
     return encoder
+
+
+def row_of(measured: Any, metric: str, **wanted: Any) -> dict[str, Any]:
+    """The one row, under the default condition (without BOS) unless another is named."""
+    return measured.row(metric, **{"condition": None, **wanted})
 
 
 # By hand. Activations are unit vectors e5 and e6; BOS's is 100 · e0.
@@ -47,14 +53,157 @@ def test_explained_variance_l0_and_ce_loss_score_by_hand(
     measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
     place = {"seed": 0, "dataset": "faithful"}
     # Errors: 1 on each w6, a quarter of tokens. Variance: E‖x‖² − ‖E x‖² = 1 − (9/16 + 1/16) = 3/8.
-    assert measured.row("explained_variance", **place)["value"] == pytest.approx(1 - (1 / 4) / (3 / 8))
+    assert row_of(measured, "explained_variance", **place)["value"] == pytest.approx(1 - (1 / 4) / (3 / 8))
     # One latent on w5, none on w6.
-    assert measured.row("l0", **place)["value"] == pytest.approx(3 / 4)
+    assert row_of(measured, "l0", **place)["value"] == pytest.approx(3 / 4)
     # Predictions at w5 are the model's own, at w6 those of a zero activation: all of the ablated loss.
     # 9 w5 and 2 w6 predict something; the last w6 of a row has no next token.
-    assert measured.row("ce_loss_score", **place)["value"] == pytest.approx(9 / 11)
-    assert measured.row("l0", **place)["n"] == 60 * 12
-    assert measured.row("ce_loss_score", **place)["n"] == 60 * 11
+    assert row_of(measured, "ce_loss_score", **place)["value"] == pytest.approx(9 / 11)
+    assert row_of(measured, "l0", **place)["n"] == 60 * 12
+    assert row_of(measured, "ce_loss_score", **place)["n"] == 60 * 11
+
+
+# At w5 and w6 the one-hot model gives w5 and w6 the weight e⁴ and 62 others the weight 1.
+TOTAL_WEIGHT = 2 * math.e**4 + 62
+OWN_LOSS = -math.log(math.e**4 / TOTAL_WEIGHT)
+UNIFORM_LOSS = math.log(64)
+
+
+def test_the_other_measures_by_hand(keeps_five: SAEHandle, measure: Callable[..., Any]) -> None:
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
+    found = {
+        metric: row_of(measured, metric, seed=0)["value"]
+        for metric in ("r2_per_dimension", "l2", "cosine", "ce_difference", "kl", "perplexity")
+    }
+    # Of 12 tokens 3 are w6. Dimension 5: no error. Dimension 6: 1 − 3 / (3 − 9/12). The others never vary.
+    assert found["r2_per_dimension"] == pytest.approx((1 + (1 - 3 / 2.25)) / 2)
+    # e6 becomes 0, with which it has no angle.
+    assert found["l2"] == pytest.approx(3 / 12)
+    assert found["cosine"] == pytest.approx(9 / 12)
+    # 2 of 11 predictions are made at w6, from nothing: uniform.
+    assert found["ce_difference"] == pytest.approx(2 / 11 * (UNIFORM_LOSS - OWN_LOSS), abs=1e-6)
+    entropy = 2 * math.e**4 / TOTAL_WEIGHT * OWN_LOSS + 62 / TOTAL_WEIGHT * math.log(TOTAL_WEIGHT)
+    assert found["kl"] == pytest.approx(2 / 11 * (UNIFORM_LOSS - entropy), abs=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp((9 * OWN_LOSS + 2 * UNIFORM_LOSS) / 11), rel=1e-5)
+    clean = measured.row("perplexity_clean", condition=None)
+    assert clean["value"] == pytest.approx(math.exp(OWN_LOSS), rel=1e-5)
+    assert (clean["source"], clean["hook"], clean["dataset"], clean["n"]) == (None, None, "faithful", 660)
+
+
+def test_with_bos_it_is_replaced_and_predictions_made_at_it_count(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
+    found = {
+        metric: row_of(measured, metric, seed=0, condition=WITH_BOS)
+        for metric in ("l2", "cosine", "l0", "ce_difference", "ce_loss_score")
+    }
+    # BOS, of norm 100, is lost.
+    assert found["l2"]["value"] == pytest.approx((100 + 3) / 13)
+    assert found["cosine"]["value"] == found["l0"]["value"] == pytest.approx(9 / 13)
+    # After BOS the weights are e⁴⁰⁰ and 1: a loss of log 2, from nothing log 64. Two predictions at w6 besides.
+    lost = (UNIFORM_LOSS - math.log(2)) + 2 * (UNIFORM_LOSS - OWN_LOSS)
+    assert found["ce_difference"]["value"] == pytest.approx(lost / 12, abs=1e-6)
+    all_lost = lost + 9 * (UNIFORM_LOSS - OWN_LOSS)
+    assert found["ce_loss_score"]["value"] == pytest.approx(1 - lost / all_lost, abs=1e-6)
+    assert found["ce_loss_score"]["n"] == 60 * 12
+    own = measured.row("perplexity_clean", condition=WITH_BOS)["value"]
+    assert own == pytest.approx(math.exp((math.log(2) + 11 * OWN_LOSS) / 12), rel=1e-5)
+
+
+def test_with_bos_other_special_tokens_still_count_nowhere(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(BOS, 5, EOS, 6, PAD)})
+    row = row_of(measured, "l0", seed=0, condition=WITH_BOS)
+    assert (row["value"], row["n"]) == (pytest.approx(1 / 3), 60 * 3)
+
+
+def test_a_bos_where_the_saes_were_not_trained_stays_out(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    # As an SAE's file has it: from the second position on.
+    keeps_five.sae.cfg.metadata.seqpos_slice = [1, None]
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(BOS, 5, BOS, 6)})
+    # w5, the second BOS, w6.
+    row = row_of(measured, "l0", seed=0, condition=WITH_BOS)
+    assert (row["value"], row["n"]) == (pytest.approx(1 / 3), 60 * 3)
+
+
+def test_a_text_without_bos_has_no_rows_with_bos(keeps_five: SAEHandle, measure: Callable[..., Any]) -> None:
+    measured = measure(Reconstruction(), [keeps_five], {"faithful": rows_of(5, 6, 5, 5)})
+    assert {row["condition"] for row in measured.rows} == {None}
+
+
+def test_losses_with_bos_are_made_from_fewer_rows(keeps_five: SAEHandle, measure: Callable[..., Any]) -> None:
+    held_out = {"faithful": TokenSet.from_rows(np.array([[BOS] + [5] * 7] * 10 + [[BOS] + [6] * 7] * 50))}
+    options = Reconstruction(ce_tokens=160, bos_ce_tokens=80)
+    for batch_rows in (3, 1_000):
+        measured = measure(options, [keeps_five], held_out, batch_rows=batch_rows)
+        # 20 rows, half of them w5, with 6 predictions each; 10 rows of w5, with one more prediction, made at BOS.
+        row = row_of(measured, "ce_difference", seed=0)
+        assert (row["value"], row["n"]) == (pytest.approx((UNIFORM_LOSS - OWN_LOSS) / 2, abs=1e-6), 120)
+        row = row_of(measured, "ce_difference", seed=0, condition=WITH_BOS)
+        assert (row["value"], row["n"]) == (pytest.approx((UNIFORM_LOSS - math.log(2)) / 7, abs=1e-6), 70)
+    # None at all, and no more than without BOS.
+    none = measure(Reconstruction(ce_tokens=160, bos_ce_tokens=0), [keeps_five], held_out)
+    assert {row["metric"] for row in none.rows if row["condition"] == WITH_BOS} == ACTIVATION_SPACE
+    most = measure(Reconstruction(ce_tokens=80, bos_ce_tokens=160), [keeps_five], held_out)
+    assert row_of(most, "kl", seed=0, condition=WITH_BOS)["n"] == 70
+
+
+ACTIVATION_SPACE = {"explained_variance", "r2_per_dimension", "l2", "cosine", "l0"}
+
+
+@pytest.mark.parametrize("option", ["ce_tokens", "bos_ce_tokens"])
+def test_a_negative_number_of_tokens_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option}: -1 is below 0"):
+        Reconstruction(**{option: -1})
+
+
+def test_the_short_table_has_four_numbers_of_every_source_on_every_text(
+    keeps_five: SAEHandle, measure: Callable[..., Any]
+) -> None:
+    texts = {"faithful": rows_of(BOS, 5, 6, 5), "news": rows_of(BOS, 6, 5, 6)}
+    measured = measure(Reconstruction(), [keeps_five], texts)
+    shown = [row for row in measured.rows if row["headline"]]
+    assert {(row["metric"], row["dataset"]) for row in shown} == {
+        (metric, text)
+        for metric in ("explained_variance", "l0", "ce_loss_score", "ce_difference")
+        for text in texts
+    }
+    assert {(row["seed"], row["condition"]) for row in shown} == {(None, None)}
+
+
+# Inside training
+
+
+def test_a_monitor_runs_no_whole_forward_and_measures_the_weights_of_the_moment(
+    plant: Callable[..., Any],
+    one_hot_model: Any,
+    measure: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a whole forward")
+
+    monkeypatch.setattr(one_hot_model, "logits", refuse)
+    monkeypatch.setattr(one_hot_model, "logits_with_edit", refuse)
+    handle = plant(identity_on(), np.eye(VOCAB))
+    monitor = Reconstruction(**Reconstruction.monitor_budget)
+    held_out = {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)}
+    before = measure(monitor, [handle], held_out)
+    assert {row["metric"] for row in before.rows} == ACTIVATION_SPACE
+    assert {row["condition"] for row in before.rows} == {None}
+    assert row_of(before, "l0", seed=0)["value"] == 0
+    with torch.no_grad():
+        handle.sae.W_enc[5, 5] = 1.0
+    assert row_of(measure(monitor, [handle], held_out), "l0", seed=0)["value"] == pytest.approx(3 / 4)
+
+
+# The one-hot model, once more
 
 
 def test_a_perfect_sae_scores_one_and_one_that_gives_zero_scores_zero(
@@ -63,11 +212,11 @@ def test_a_perfect_sae_scores_one_and_one_that_gives_zero_scores_zero(
     perfect = plant(identity_on(5, 6), np.eye(VOCAB), seed=0)
     nothing = plant(identity_on(), np.eye(VOCAB), seed=1)
     measured = measure(Reconstruction(), [perfect, nothing], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
-    assert measured.row("explained_variance", seed=0)["value"] == pytest.approx(1)
-    assert measured.row("ce_loss_score", seed=0)["value"] == pytest.approx(1)
-    assert measured.row("ce_loss_score", seed=1)["value"] == pytest.approx(0)
+    assert row_of(measured, "explained_variance", seed=0)["value"] == pytest.approx(1)
+    assert row_of(measured, "ce_loss_score", seed=0)["value"] == pytest.approx(1)
+    assert row_of(measured, "ce_loss_score", seed=1)["value"] == pytest.approx(0)
     # Errors of 1 a token against a variance of 3/8: worse than the mean.
-    assert measured.row("explained_variance", seed=1)["value"] == pytest.approx(1 - 8 / 3)
+    assert row_of(measured, "explained_variance", seed=1)["value"] == pytest.approx(1 - 8 / 3)
 
 
 def test_flaw_bos_is_left_out_whatever_its_norm(
@@ -81,9 +230,17 @@ def test_flaw_bos_is_left_out_whatever_its_norm(
     measured = measure(
         Reconstruction(), [plant(encoder, np.eye(VOCAB))], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)}
     )
-    # As without: with BOS in, 13 tokens would hold Σ‖x‖² = 10,012, errors of 3, and read .9997.
-    assert measured.row("explained_variance", seed=0)["value"] == pytest.approx(1 / 3)
-    assert measured.row("l0", seed=0)["value"] == pytest.approx(3 / 4)
+    # As without.
+    assert row_of(measured, "explained_variance", seed=0)["value"] == pytest.approx(1 / 3)
+    assert row_of(measured, "l0", seed=0)["value"] == pytest.approx(3 / 4)
+    # With BOS in, 13 tokens hold Σ‖x‖² = 10,012 and Σx = (100, 9, 3); errors 3.
+    flattered = 1 - 3 / (10_012 - (100**2 + 9**2 + 3**2) / 13)
+    assert flattered > 0.9996
+    row = row_of(measured, "explained_variance", seed=0, condition=WITH_BOS)
+    assert row["value"] == pytest.approx(flattered)
+    assert row["n"] == 60 * 13
+    # Nor is the flattered number what a report shows.
+    assert not any(row["headline"] for row in measured.rows if row["condition"] == WITH_BOS)
 
 
 def test_flaw_sequences_count_by_their_tokens_and_not_equally(
@@ -95,9 +252,9 @@ def test_flaw_sequences_count_by_their_tokens_and_not_equally(
     tokens = TokenSet.from_rows(np.array([long, short] * 30))
     measured = measure(Reconstruction(), [keeps_five], {"faithful": tokens})
     # Of 8 tokens a pair of rows, 6 are w5. Rows weighted equally would give an L0 of (6/7 + 0) / 2 = .43.
-    assert measured.row("l0", seed=0)["value"] == pytest.approx(6 / 8)
+    assert row_of(measured, "l0", seed=0)["value"] == pytest.approx(6 / 8)
     # Errors 2/8; variance 1 − (9/16 + 1/16) = 3/8.
-    assert measured.row("explained_variance", seed=0)["value"] == pytest.approx(1 - (2 / 8) / (3 / 8))
+    assert row_of(measured, "explained_variance", seed=0)["value"] == pytest.approx(1 - (2 / 8) / (3 / 8))
 
 
 def test_the_ce_loss_score_is_made_from_the_first_rows_only(
@@ -108,12 +265,12 @@ def test_the_ce_loss_score_is_made_from_the_first_rows_only(
     held_out = {"faithful": tokens}
     for batch_rows in (3, 1_000):
         measured = measure(Reconstruction(ce_tokens=80), [keeps_five], held_out, batch_rows=batch_rows)
-        row = measured.row("ce_loss_score", seed=0)
+        row = row_of(measured, "ce_loss_score", seed=0)
         # 80 tokens are 10 rows, each with six predictions made at w5.
         assert (row["value"], row["n"]) == (pytest.approx(1), 60)
         assert row["reason"] == "10 sequences; an interval needs at least 50"
         # The others are of every row: 10 rows of 60 have a latent active.
-        assert measured.row("l0", seed=0)["value"] == pytest.approx(1 / 6)
+        assert row_of(measured, "l0", seed=0)["value"] == pytest.approx(1 / 6)
 
 
 def test_every_sae_is_measured_on_every_text_and_the_sources_row_is_the_mean(
@@ -127,10 +284,11 @@ def test_every_sae_is_measured_on_every_text_and_the_sources_row_is_the_mean(
     measured = measure(Reconstruction(), handles, texts)
     # Seven of the main token and one of the other: (7 · 1 + 0, 7 + 1, 7 · 2 + 1) / 8 on a.
     found = {
-        name: [measured.row("l0", seed=seed, dataset=name)["value"] for seed in range(3)] for name in texts
+        name: [row_of(measured, "l0", seed=seed, dataset=name)["value"] for seed in range(3)]
+        for name in texts
     }
     assert found == {"a": [7 / 8, 1, 15 / 8], "b": [1 / 8, 1, 9 / 8]}
-    row = measured.row("l0", dataset="a")
+    row = row_of(measured, "l0", dataset="a")
     # Mean 10/8; deviations −3/8, −2/8, 5/8: SD √(38/64 / 2) = .544862, SE .314576,
     # half width 4.302653 · .314576 = 1.353512.
     assert row["value"] == pytest.approx(10 / 8)
@@ -145,11 +303,13 @@ def test_per_sae_rows_have_intervals_over_sequences_that_hold_the_value(
     rows = np.random.default_rng(0).choice([5, 6], p=[0.75, 0.25], size=(80, 12))
     rows[:, 0] = BOS
     measured = measure(Reconstruction(), [keeps_five], {"faithful": TokenSet.from_rows(rows)})
-    for metric in ("explained_variance", "l0", "ce_loss_score"):
-        row = measured.row(metric, seed=0)
-        assert row["ci_low"] < row["value"] < row["ci_high"]
+    rows = [row for row in measured.rows if row["seed"] == 0]
+    # Nine measures, without and with BOS.
+    assert len(rows) == 2 * 9
+    for row in rows:
+        assert row["ci_low"] < row["value"] < row["ci_high"], row
     # L0 is a share of 880 tokens of .75 that fall independently: SE √(.75 · .25 / 880) = .0146, width about 4 SE.
-    row = measured.row("l0", seed=0)
+    row = row_of(measured, "l0", seed=0)
     assert row["ci_high"] - row["ci_low"] == pytest.approx(4 * 0.0146, rel=0.3)
 
 
@@ -158,8 +318,10 @@ def test_fewer_than_fifty_sequences_give_a_reason_and_no_interval(
 ) -> None:
     held_out = {"faithful": rows_of(*THREE_FIVES_AND_A_SIX, n_rows=49)}
     measured = measure(Reconstruction(), [keeps_five], held_out)
-    for metric in ("explained_variance", "l0", "ce_loss_score"):
-        row = measured.row(metric, seed=0)
+    rows = [row for row in measured.rows if row["seed"] == 0 or row["source"] is None]
+    # Nine of the SAE and the model's own perplexity, without and with BOS.
+    assert len(rows) == 2 * 10
+    for row in rows:
         assert (row["ci_low"], row["reason"]) == (None, "49 sequences; an interval needs at least 50")
 
 
@@ -217,16 +379,22 @@ def test_explained_variance_equals_saelens_calculator(
         oracle = ExplainedVarianceCalculator()
         oracle.add_batch(handle.sae(ordinary), ordinary)
         l0 = (handle.sae.encode(ordinary).to_dense() != 0).sum(dim=-1).float().mean()
-    row = measured.row("explained_variance", seed=3)
+    row = row_of(measured, "explained_variance", seed=3)
     assert row["value"] == pytest.approx(oracle.compute(), abs=1e-5)
     assert row["n"] == len(ordinary)
-    assert measured.row("l0", seed=3)["value"] == pytest.approx(float(l0), abs=1e-5)
+    assert row_of(measured, "l0", seed=3)["value"] == pytest.approx(float(l0), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["standard", "topk"])
-@pytest.mark.parametrize("hook", [HOOK, LATER_HOOK])
-def test_the_ce_loss_score_equals_saelens_with_special_tokens_excluded(
-    llama: LanguageModel, own_tokens: TokenSet, measure: Callable[..., Any], kind: str, hook: str
+@pytest.mark.parametrize(("kind", "hook"), [("standard", HOOK), ("topk", HOOK), ("topk", LATER_HOOK)])
+@pytest.mark.parametrize(("condition", "special"), [(None, [BOS, EOS, PAD]), (WITH_BOS, [EOS, PAD])])
+def test_losses_and_divergence_equal_saelens_with_special_tokens_excluded(
+    llama: LanguageModel,
+    own_tokens: TokenSet,
+    measure: Callable[..., Any],
+    kind: str,
+    hook: str,
+    condition: str | None,
+    special: list[int],
 ) -> None:
     import torch
     from sae_lens.evals import get_recons_loss
@@ -237,23 +405,31 @@ def test_the_ce_loss_score_equals_saelens_with_special_tokens_excluded(
         Reconstruction(), [handle], {"faithful": own_tokens}, language_model=llama, batch_rows=7
     )
     tokens = torch.from_numpy(own_tokens.rows())
-    special = [BOS, EOS, PAD]
     losses = get_recons_loss(
         handle.sae, llama.model, ActivationScaler(), tokens,
-        compute_kl=False, compute_ce_loss=True, ignore_tokens=special, hook_name=hook,
+        compute_kl=True, compute_ce_loss=True, ignore_tokens=special, hook_name=hook,
     )  # fmt: skip
-    # As `get_downstream_reconstruction_metrics` does it: losses of predictions made at ordinary tokens.
-    made_at_ordinary = ~torch.isin(tokens, torch.tensor(special))[:, :-1]
-    sae, own, ablated = (
-        float(losses[f"ce_loss_{name}"][made_at_ordinary].double().mean())
-        for name in ("with_sae", "without_sae", "with_ablation")
+    # As `get_downstream_reconstruction_metrics` does it: predictions made at tokens that count, and that have a next.
+    counted = ~torch.isin(tokens, torch.tensor(special))[:, :-1]
+    sae, own, ablated, divergence = (
+        float(losses[name][:, : counted.shape[1]][counted].double().mean())
+        for name in ("ce_loss_with_sae", "ce_loss_without_sae", "ce_loss_with_ablation", "kl_div_with_sae")
     )
-    row = measured.row("ce_loss_score", seed=3)
-    assert row["value"] == pytest.approx((ablated - sae) / (ablated - own), abs=1e-4)
-    assert row["n"] == int(made_at_ordinary.sum())
+    found = {
+        metric: row_of(measured, metric, seed=3, condition=condition)
+        for metric in ("ce_loss_score", "ce_difference", "kl", "perplexity")
+    }
+    assert found["ce_loss_score"]["value"] == pytest.approx((ablated - sae) / (ablated - own), abs=1e-4)
+    assert found["ce_difference"]["value"] == pytest.approx(sae - own, abs=1e-5)
+    assert found["kl"]["value"] == pytest.approx(divergence, abs=1e-5)
+    assert found["perplexity"]["value"] == pytest.approx(math.exp(sae), rel=1e-5)
+    clean = measured.row("perplexity_clean", condition=condition)
+    assert clean["value"] == pytest.approx(math.exp(own), rel=1e-5)
+    assert {row["n"] for row in (clean, *found.values())} == {int(counted.sum())}
     # The numbers are far enough apart for the comparison to mean something.
     assert abs(ablated - own) > 0.05
     assert abs(sae - own) > 0.01
+    assert divergence > 0.01
 
 
 def test_results_do_not_depend_on_the_batches(
@@ -304,12 +480,27 @@ def test_flaw_the_clean_and_ablated_forwards_run_once_for_all_saes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`get_recons_loss` repeats both for every SAE."""
-    counted = Counted(llama.model, monkeypatch)
     handles = [make_sae("topk", seed) for seed in range(3)]
-    measure(Reconstruction(), handles, {"faithful": own_tokens}, language_model=llama)
-    # 60 rows of 16 fit one forward of 1,024 tokens: one as it is, one ablated and one for each SAE.
-    assert (counted.plain, counted.edited) == (1, 1 + 3)
-    assert len(counted.cached) == 1
+    for options, (plain, edited) in {
+        # 60 rows of 16 fit one forward of 1,024 tokens: one as it is, one ablated and one for each SAE.
+        "without BOS": (Reconstruction(bos=False), (1, 1 + 3)),
+        "with BOS": (Reconstruction(), (1, 1 + 3 + 3)),
+        "no losses": (Reconstruction(ce_tokens=0), (0, 0)),
+    }.values():
+        with monkeypatch.context() as patch:
+            counted = Counted(llama.model, patch)
+            measure(options, handles, {"faithful": own_tokens}, language_model=llama)
+            assert (counted.plain, counted.edited) == (plain, edited)
+            assert len(counted.cached) == 1
+
+
+def test_a_text_has_one_perplexity_of_the_model_whatever_the_hooks(
+    llama: LanguageModel, own_tokens: TokenSet, measure: Callable[..., Any]
+) -> None:
+    handles = [make_sae("topk", 0, hook) for hook in (HOOK, LATER_HOOK)]
+    options = Reconstruction(ce_tokens=160, bos=False)
+    measured = measure(options, handles, {"faithful": own_tokens}, language_model=llama)
+    assert len([row for row in measured.rows if row["metric"] == "perplexity_clean"]) == 1
 
 
 def test_one_pass_of_a_token_set_serves_all_evaluators_saes_and_hooks(
@@ -338,8 +529,8 @@ def test_one_pass_of_a_token_set_serves_all_evaluators_saes_and_hooks(
     )  # fmt: skip
     evaluators = [
         PlannedEvaluator("shared_features", SharedFeatures(), {}),
-        PlannedEvaluator("fake_features", FakeFeatures(n_tokens=750), {}),
-        PlannedEvaluator("reconstruction", Reconstruction(ce_tokens=16), {}),
+        PlannedEvaluator("fake_features", FakeFeatures(n_tokens=750, baselines=False), {}),
+        PlannedEvaluator("reconstruction", Reconstruction(ce_tokens=16, bos=False), {}),
     ]
     encoded: list[int] = []
     encode = SAEHandle.encode
@@ -398,7 +589,7 @@ def test_evaluators_look_at_held_out_text_and_random_tokens_only(one_hot_model: 
     assert {id(observer.tokens) for observer in Reconstruction().observers(context)} == texts
     assert {id(observer.tokens) for observer in SharedFeatures().observers(context)} == texts
     drawn = [
-        observer.tokens for observer in FakeFeatures(n_tokens=100).observers(context)
+        observer.tokens for observer in FakeFeatures(n_tokens=100, baselines=False).observers(context)
         if id(observer.tokens) not in texts
     ]  # fmt: skip
     # One set of random tokens, shared by the four SAEs.
