@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.interfaces import UsageError
+from sae_faithful.report.monitoring import monitor_lines
+from sae_faithful.report.verdicts import difference_text, judge, remark
 from sae_faithful.run_folder import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sae_faithful.report.verdicts import Verdict
     from sae_faithful.run_folder import RunFolder
 
 Row = dict[str, Any]
 
+MONITORS = (
+    "The same evaluators inside training, on fewer tokens and at most a few steps before its end: a last value outside "
+    "the full interval is sampling error or those last steps."
+)
+
 
 def write_report(folder: RunFolder) -> None:
-    """Write `report.md` from what is in the folder.
+    """Write `verdicts.jsonl` and `report.md` from what is in the folder.
 
     Raises:
         UsageError: the folder holds no finished run.
     """
+    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in judge(*_read(folder))]
+    write_text(folder.verdicts_file, "".join(lines))
     write_text(folder.report_file, render(folder))
 
 
@@ -31,6 +42,8 @@ def render(folder: RunFolder) -> str:
     parts = [
         f"# {manifest['model'].partition('@')[0]}: SAEs on {_and(manifest['sources'])}",
         _what_was_run(manifest),
+        "## Verdicts",
+        *_verdicts(judge(rows, manifest), manifest, table=True),
         "## Is the text the model's own?",
         "The typicality gap is how much more surprised the model is than it expects to be, per token: zero in "
         "expectation exactly for text it wrote itself, with |z| of order 1.",
@@ -43,6 +56,9 @@ def render(folder: RunFolder) -> str:
             *_texts(folder, evaluator),
             _source_table(_headlines(own), manifest["sources"]),
         ]
+    watched = monitor_lines(folder, manifest["sources"], rows)
+    if watched:
+        parts += ["## Monitors", MONITORS, "\n".join(watched)]
     parts.append(
         "Intervals are 95 %: over SAEs in the rows of a source, over documents in the typicality gap. "
         "The other thresholds and subsets, and every SAE's own rows, are in `results.jsonl`; what each number "
@@ -52,12 +68,15 @@ def render(folder: RunFolder) -> str:
 
 
 def terminal_table(folder: RunFolder) -> str:
-    """The per-source numbers as text for a terminal."""
+    """The primary verdicts and the per-source numbers as text for a terminal."""
     rows, manifest = _read(folder)
-    tables = [_typicality_table(rows)]
+    tables = [*_verdicts(judge(rows, manifest), manifest, table=False), _typicality_table(rows)]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
         tables += [evaluator, *_texts(folder, evaluator), _source_table(_headlines(own), manifest["sources"])]
+    watched = monitor_lines(folder, manifest["sources"], rows)
+    if watched:
+        tables += ["monitors", "\n".join(watched)]
     return "\n\n".join(table for table in tables if table)
 
 
@@ -74,6 +93,41 @@ def _what_was_run(manifest: Row) -> str:
         f"Model `{manifest['model']}`; {manifest['summary']}. "
         f"{manifest['threads']} threads, device {manifest['device']}; {versions}."
     )
+
+
+def _verdicts(verdicts: Sequence[Verdict], manifest: Row, *, table: bool) -> list[str]:
+    """The primary ones as sentences, what to know about them, and the table of all."""
+    sentences = "\n".join(f"- {verdict.sentence}" for verdict in verdicts if verdict.primary)
+    parts = [sentences, remark(verdicts, manifest)]
+    if table and verdicts:
+        parts.append(_verdict_table(verdicts))
+    return parts
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> str:
+    several = len({(verdict.hook, verdict.variant) for verdict in verdicts}) > 1
+    columns = ["metric", "condition", "latents", "on", "hook/variant", "sources", "difference", "unit", "seeds",
+               "verdict", "would decide"]  # fmt: skip
+    body = [
+        [
+            verdict.metric,
+            verdict.condition or "",
+            verdict.subset,
+            verdict.dataset or "",
+            f"{verdict.hook}/{verdict.variant}" if several else "",
+            f"{verdict.source} - {verdict.other}",
+            "–"
+            if verdict.difference is None
+            else difference_text(verdict.difference, verdict.ci_low, verdict.ci_high),
+            verdict.unit,
+            str(verdict.n_seeds),
+            verdict.verdict,
+            verdict.would_decide or "",
+        ]
+        for verdict in verdicts
+    ]
+    used = [i for i in range(len(columns)) if any(line[i] for line in body)]
+    return _table([columns[i] for i in used], [[line[i] for i in used] for line in body])
 
 
 def _typicality_table(rows: Sequence[Row]) -> str:

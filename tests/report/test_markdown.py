@@ -158,9 +158,58 @@ def test_the_report_says_what_was_run(tmp_path: Path) -> None:
         "torch 2.13.0."
     ) in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## Is the text the model's own?", "## shared_features", "## l0",
+        "## Verdicts", "## Is the text the model's own?", "## shared_features", "## l0",
     ]  # fmt: skip
     assert text.endswith("\n")
+
+
+VERDICT_ROWS = [
+    # Differences of the alive ones .1, .11, .12: mean .11, jackknife SE .0115470, t with two degrees 4.3027.
+    *(shared(source, value, reason="one pair", seed=i, other_seed=j, subset=subset, condition="cosine>0.7")
+      for source, values in (("faithful", (0.4, 0.41, 0.42)), ("news", (0.3, 0.3, 0.3)))
+      for (i, j), value in zip(((0, 1), (0, 2), (1, 2)), values, strict=True)
+      for subset in ("alive", "all")),
+]  # fmt: skip
+
+
+def test_verdicts_come_first_as_sentences_then_as_a_table(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, VERDICT_ROWS, own_text=["faithful"])
+    text = render(folder)
+    sentence = (
+        "- SFR of alive latents (cosine > 0.7) is higher for SAEs on faithful than on news: "
+        "+0.1100 [+0.0603, +0.1597], supported."
+    )
+    assert f"## Verdicts\n\n{sentence}\n\nVerdicts at 95 % each, 2 in all, 1 primary: were there" in text
+    (table,) = tables(text)
+    common = ["faithful - news", "+0.1100 [+0.0603, +0.1597]", "share", "3", "supported"]
+    # Columns that say nothing are left out: one place, no text, nothing left to decide.
+    assert table == [
+        ["metric", "condition", "latents", "sources", "difference", "unit", "seeds", "verdict"],
+        ["sfr", "cosine>0.7", "alive", *common],
+        ["sfr", "cosine>0.7", "all", *common],
+    ]
+    # The terminal has the primary sentence and no table of verdicts.
+    assert terminal_table(folder).startswith(f"{sentence}\n\nVerdicts at 95 % each")
+    assert tables(terminal_table(folder)) == []
+
+
+def test_the_table_of_verdicts_tells_places_apart_and_says_what_would_decide(tmp_path: Path) -> None:
+    rows = [
+        shared(source, value, reason="one pair", seed=0, other_seed=1, subset="alive", condition="cosine>0.7",
+               variant=variant)
+        for variant in ("base", "wide")
+        for source, value in (("faithful", 0.4), ("news", 0.3))
+    ]  # fmt: skip
+    (table,) = tables(render(make_folder(tmp_path, rows, own_text=["faithful"])))
+    assert [line[3] for line in table] == ["hook/variant", "model.layers.3/base", "model.layers.3/wide"]
+    assert [line[5] for line in table[1:]] == ["+0.1000", "+0.1000"]
+    assert [line[-1] for line in table] == ["would decide", *["at least 3 seeds of both sources"] * 2]
+
+
+def test_a_run_without_verdicts_says_why_in_report_and_terminal(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    for text in (render(folder), terminal_table(folder)):
+        assert "does not say whose text its sources are." in text
 
 
 def test_what_an_evaluator_says_in_words_stands_above_its_table(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ class SelfGenerated:
         sampler = Sampler.from_options(self, request)
         batch_size = resolve_batch_size(self.batch_size, sampler, request)
         shards = ShardCache(sampler, batch_size, request.seed, request.cache_dir)
-        card = {**shards.settings, "resolved_options": {"batch_size": batch_size}}
+        card = {
+            **shards.settings,
+            "resolved_options": {"batch_size": batch_size},
+            "own_text": self.generator is None,
+        }
         return request.pack(
             shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids)
         )
