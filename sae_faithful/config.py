@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -50,6 +50,12 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     """Named overrides of `sae`'s fields, trained in the same pass; default: `base: {}`."""
     evaluators: list[Any] = field(default_factory=list[Any])
     """What to measure: plugin names, or `{NAME: {option: value, ...}}`."""
+    monitors: list[Any] = field(default_factory=list[Any])
+    """Evaluators to run on small budgets inside training, at SAELens's eval cadence; same syntax."""
+    monitor_tokens: int = 1_024
+    """At most so many held-out tokens of each source and dataset are shown to monitors."""
+    model_init: Literal["pretrained", "random"] = "pretrained"
+    """`random` draws the model's weights anew under `seed`: a control that knows nothing (Heap et al. 2025)."""
     typicality_tokens: int = 200_000
     """At most so many tokens of each source and dataset are scored for its typicality gap."""
 

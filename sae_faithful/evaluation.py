@@ -86,13 +86,15 @@ def observe(
     context: EvalContext,
     batch_rows: int,
     seqpos_slice: tuple[int | None, ...] = (None,),
+    *,
+    progress: bool = True,
 ) -> None:
     """Show every observer its token set at its hook: one pass of the model a token set, for all hooks in it."""
     groups: dict[int, list[Observer]] = {}
     for observer in observers:
         groups.setdefault(id(observer.tokens), []).append(observer)
     for group in groups.values():
-        _observe_tokens(group[0].tokens, group, context, batch_rows, seqpos_slice)
+        _observe_tokens(group[0].tokens, group, context, batch_rows, seqpos_slice, progress)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -119,6 +121,7 @@ def _observe_tokens(
     context: EvalContext,
     batch_rows: int,
     seqpos_slice: tuple[int | None, ...],
+    progress: bool,
 ) -> None:
     import torch
     from tqdm import tqdm
@@ -133,6 +136,7 @@ def _observe_tokens(
         range(0, len(tokens), rows),
         desc=f"measuring on {names.get(id(tokens), 'generated tokens')}",
         leave=False,
+        disable=not progress,
     ):
         interruption.check()
         ids = tokens.rows(start, start + rows)
@@ -156,7 +160,7 @@ def _write_results(
     tables: list[pd.DataFrame] = []
     for result in results:
         if isinstance(result, EvalResult):
-            rows.append(_checked(replace(result, evaluator=evaluator, config_hash=config_hash)))
+            rows.append(checked(replace(result, evaluator=evaluator, config_hash=config_hash)))
         elif isinstance(result, FeatureTable):
             tables.append(_feature_frame(evaluator, result))
         elif isinstance(result, Artifact):  # pyright: ignore[reportUnnecessaryIsInstance] (a stranger's yield)
@@ -181,7 +185,12 @@ def row_to_json(row: EvalResult) -> str:
     return json.dumps(asdict(row), allow_nan=False, ensure_ascii=False)
 
 
-def _checked(row: EvalResult) -> EvalResult:
+def checked(row: EvalResult) -> EvalResult:
+    """The row, as `results.jsonl` may hold it.
+
+    Raises:
+        RunError: a number that is not finite, or no interval and no reason why.
+    """
     for name in ("value", "ci_low", "ci_high"):
         number = getattr(row, name)
         if number is not None and not math.isfinite(number):

@@ -12,6 +12,7 @@ from sae_faithful.environment import environment
 from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
 from sae_faithful.interfaces import EvalContext, UsageError
 from sae_faithful.language_model import LanguageModel
+from sae_faithful.monitors import evaluation_rows, watch_texts
 from sae_faithful.plan import Plan, make_plan
 from sae_faithful.registry import load_plugins
 from sae_faithful.report import write_report
@@ -86,7 +87,9 @@ def _train(
     trained: dict[str, tuple[Step, SAEHandle]] = {}
     for source, dataset_path, inputs in _training_inputs(plan, model):
         tokens = texts[source].train if source in texts else None
-        train_source(source, plan.saes, config, model, folder, inputs, tokens, dataset_path)
+        held_out = {name: text.held_out for name, text in texts.items()}
+        watch = watch_texts(plan, config, model, held_out) if source in texts else None
+        train_source(source, plan.saes, config, model, folder, inputs, tokens, dataset_path, watch)
         for sae in plan.saes:
             step = sae.step(source, inputs)
             handle = SAEHandle.from_disk(
@@ -122,8 +125,7 @@ def _evaluate(
         "saes": {path: step.hash for path, (step, _) in trained.items()},
         "data": {text.name: text.step(model.identity).hash for text in plan.texts},
     }
-    rows = config.eval_batch_size_prompts or config.store_batch_size_prompts
-    evaluate(plan.evaluators, context, folder, inputs, rows, config.seqpos_slice)
+    evaluate(plan.evaluators, context, folder, inputs, evaluation_rows(config), config.seqpos_slice)
 
 
 def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
@@ -196,6 +198,7 @@ def _write_record(
         **environment(model),
         "summary": _summary(config),
         "sources": [text.name for text in plan.sources],
+        "own_text": [text.name for text in plan.sources if texts[text.name].card["made"].get("own_text")],
         "datasets": [text.name for text in plan.texts if not text.trained_on],
         "evaluators": [planned.name for planned in plan.evaluators],
     }

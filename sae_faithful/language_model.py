@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_faithful import model_source
+from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
 
@@ -35,6 +36,8 @@ class LanguageModel:
     from_pretrained_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     given: HookedRootModule | None = None
     """A model made by the caller (SAELens's `override_model`), used in place of loading `name`."""
+    random_init_seed: int | None = None
+    """Weights drawn anew under this seed, in place of the trained ones."""
     autocast: bool = False
     """Read activations under bfloat16 autocast, as SAELens's `autocast_lm`; logits keep the weights' dtype."""
 
@@ -54,14 +57,20 @@ class LanguageModel:
             device=str(config.llm_device or config.device),
             from_pretrained_kwargs=dict(config.model_from_pretrained_kwargs or {}),
             given=given,
+            random_init_seed=_random_init_seed(config),
             autocast=config.autocast_lm,
         )
 
     @cached_property
     def model(self) -> HookedRootModule:
         """The model with its weights, loaded by SAELens; what SAELens's runners take as `override_model`."""
-        if self.given is not None:
-            return self.given
+        model = self._loaded() if self.given is None else self.given
+        if self.random_init_seed is not None:
+            model = model if self.given is None else copy.deepcopy(model)
+            model_source.reinitialise(model, self.random_init_seed)
+        return model
+
+    def _loaded(self) -> HookedRootModule:
         from sae_lens.load_model import load_model
 
         model = load_model(
@@ -83,9 +92,14 @@ class LanguageModel:
     @cached_property
     def identity(self) -> str:
         """Name and revision; equal identities mean equal weights."""
-        if self.given is not None:
-            return model_source.identity_of_weights(self.name, self.given)
-        return model_source.identity(self.name, self.class_name, self.from_pretrained_kwargs)
+        identity = (
+            model_source.identity(self.name, self.class_name, self.from_pretrained_kwargs)
+            if self.given is None
+            else model_source.identity_of_weights(self.name, self.given)
+        )
+        return (
+            identity if self.random_init_seed is None else f"{identity}+random-init-{self.random_init_seed}"
+        )
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -210,7 +224,7 @@ class LanguageModel:
         return rows
 
     def variant(self, name: str | None = None, dtype: str | None = None) -> LanguageModel:
-        """Another model loaded in the same way, or this one with its weights in another dtype.
+        """Another model loaded in the same way (trained, whatever this one is), or this one in another dtype.
 
         Raises:
             UsageError: `name` has another vocabulary, so that its tokens would mean something else here.
@@ -224,7 +238,7 @@ class LanguageModel:
             given = None if given is None else copy.deepcopy(given).to(kwargs["dtype"])
         other = replace(self, name=name or self.name, from_pretrained_kwargs=kwargs, given=given)
         if name is not None:
-            other.hooks = ()
+            other.hooks, other.random_init_seed = (), None
             if other.tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 raise UsageError(f"generator '{name}' has another vocabulary than {self.name}")
         return other
@@ -239,6 +253,13 @@ class LanguageModel:
         if self.hook_head_index is not None:
             return activations[:, :, self.hook_head_index]
         return activations.flatten(start_dim=2) if activations.ndim > 3 else activations
+
+
+def _random_init_seed(config: LanguageModelSAERunnerConfig[Any]) -> int | None:
+    """None for a plain SAELens config, which has no such field."""
+    if getattr(config, "model_init", "pretrained") == "pretrained":
+        return None
+    return derive_seed(config.seed, "model_init")
 
 
 def _is_proxy(model: HookedRootModule) -> bool:

@@ -89,6 +89,35 @@ def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRoo
     return load_model(class_name, name, device="cpu", model_from_pretrained_kwargs=dict(kwargs))
 
 
+def reinitialise(model: HookedRootModule, seed: int) -> None:
+    """Draw a loaded model's weights anew, in place, as its own class does for a model that is to be trained.
+
+    Raises:
+        UsageError: a kind of model whose initialisation is not known here.
+    """
+    import torch
+    from sae_lens.load_model import HookedProxyLM
+    from sae_lens.util import temporary_seed
+    from transformer_lens import HookedTransformer
+
+    with torch.no_grad(), temporary_seed(seed):
+        if isinstance(model, HookedProxyLM):
+            fresh = type(model.model)(model.model.config)  # pyright: ignore[reportCallIssue]
+            drawn = dict(fresh.named_parameters())
+            for name, weights in model.model.named_parameters():
+                weights.copy_(drawn[name])
+        elif isinstance(model, HookedTransformer):
+            for name, weights in model.named_parameters():
+                # TransformerLens draws matrices only and takes for granted that scales are 1 and biases 0.
+                weights.fill_(1.0 if name.endswith(".w") else 0.0)
+            model.cfg.seed = None  # its own would override ours
+            model.init_weights()
+        else:
+            raise UsageError(
+                f"model_init: random is for AutoModelForCausalLM and HookedTransformer, not {type(model).__name__}"
+            )
+
+
 def identity(name: str, class_name: str, kwargs: Mapping[str, Any]) -> str:
     """Who the model is, for caches and cards: its name and a revision that changes with its weights."""
     details = hash_settings({"class": class_name, "kwargs": {k: str(v) for k, v in kwargs.items()}})

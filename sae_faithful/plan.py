@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_faithful.interfaces import UsageError
+from sae_faithful.registry import unknown
 from sae_faithful.run_folder import Step, data_path, result_path, sae_path
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ NOT_OF_TRAINING = {
     "prefetch_llm_batches", "n_eval_batches", "eval_batch_size_prompts", "n_checkpoints", "checkpoint_path",
     "save_final_checkpoint", "output_path", "resume_from_checkpoint", "verbose", "sae_lens_version",
     "sae_lens_training_version", "cached_activations_path", "prepend_bos", "sequence_separator_token",
-    "disable_concat_sequences", "threads",
+    "disable_concat_sequences", "threads", "monitors", "monitor_tokens",
 }  # fmt: skip
 
 
@@ -115,6 +116,8 @@ class Plan:
     saes: Sequence[PlannedSAE]
     """The same for every source."""
     evaluators: Sequence[PlannedEvaluator]
+    monitors: Sequence[PlannedEvaluator]
+    """Evaluators with the small budgets they have inside training."""
     stock_dataset: str | None
     """SAELens's own `dataset_path`, when no plugin gives the text."""
 
@@ -150,14 +153,15 @@ def make_plan(config: ExperimentConfig, plugins: PluginManager, model: LanguageM
             )
     texts = _texts(config, specs, plugins)
     evaluators = plan_evaluators(config.evaluators, config.seed, plugins)
-    if stock is not None and evaluators:
+    monitors = plan_monitors(config.monitors, config.seed, plugins)
+    if stock is not None and (evaluators or monitors):
         raise UsageError(
-            f"evaluators need text held out from training; name it as a source: "
+            f"{'evaluators' if evaluators else 'monitors'} need text held out from training; name it as a source: "
             f"sources: {{web: {{plugin: hub_dataset, path: {stock}}}}} in place of dataset_path"
         )
     _check_saelens_fields(config, n_saes=len(saes), packed=stock is None)
     _check_model(config, model)
-    return Plan(texts=texts, saes=saes, evaluators=evaluators, stock_dataset=stock)
+    return Plan(texts=texts, saes=saes, evaluators=evaluators, monitors=monitors, stock_dataset=stock)
 
 
 def source_plugin_in_dataset_path(path: str, plugins: PluginManager) -> str | None:
@@ -229,24 +233,55 @@ def plan_evaluators(entries: Sequence[Any], seed: int, plugins: PluginManager) -
     Raises:
         UsageError: unknown names or options, or a name twice.
     """
+    return [
+        _planned_evaluator("evaluators", name, options, seed, plugins)
+        for name, options in _named("evaluators", entries).items()
+    ]
+
+
+def plan_monitors(entries: Sequence[Any], seed: int, plugins: PluginManager) -> list[PlannedEvaluator]:
+    """Evaluators with their class's `monitor_budget` and, over it, the options given here.
+
+    Raises:
+        UsageError: unknown names or options, a name twice, an evaluator that has no such budget.
+    """
+    budgets = {
+        name: one.offered.monitor_budget
+        for name, one in plugins.registrations("evaluator").items()
+        if hasattr(one.offered, "monitor_budget")
+    }
     planned: list[PlannedEvaluator] = []
+    for name, options in _named("monitors", entries).items():
+        if name not in budgets:
+            raise UsageError(unknown("monitor", name, sorted(budgets), "evaluators that can watch training"))
+        planned.append(_planned_evaluator("monitors", name, {**budgets[name], **options}, seed, plugins))
+    return planned
+
+
+def _named(key: str, entries: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Options by name from a list of names and `{NAME: {option: value}}`."""
+    named: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if isinstance(entry, str):
             name, options = entry, {}
         elif isinstance(entry, dict) and len(entry) == 1:
             name, options = next(iter(entry.items()))
         else:
-            raise UsageError(f"evaluators: {entry!r} is neither a name nor {{NAME: {{option: value}}}}")
+            raise UsageError(f"{key}: {entry!r} is neither a name nor {{NAME: {{option: value}}}}")
         if options is not None and not isinstance(options, dict):
-            raise UsageError(f"evaluators.{name}: {options!r} is not {{option: value}}")
-        evaluator = plugins.create("evaluator", name, options or {})
-        settings = {f"evaluators.{name}.{key}": value for key, value in _plain(evaluator).items()}
-        planned.append(PlannedEvaluator(name, evaluator, {**settings, "seed": seed}))
-    names = [entry.name for entry in planned]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise UsageError(f"evaluator '{repeated[0]}' is listed more than once")
-    return planned
+            raise UsageError(f"{key}.{name}: {options!r} is not {{option: value}}")
+        if name in named:
+            raise UsageError(f"{key.removesuffix('s')} '{name}' is listed more than once")
+        named[name] = options or {}
+    return named
+
+
+def _planned_evaluator(
+    key: str, name: str, options: Mapping[str, Any], seed: int, plugins: PluginManager
+) -> PlannedEvaluator:
+    evaluator = plugins.create("evaluator", name, dict(options))
+    settings = {f"{key}.{name}.{option}": value for option, value in _plain(evaluator).items()}
+    return PlannedEvaluator(name, evaluator, {**settings, "seed": seed})
 
 
 def _saes(config: ExperimentConfig, model: LanguageModel) -> list[PlannedSAE]:

@@ -93,7 +93,11 @@ def evaluate_saes(
         for source in [source_from_spec(plugins, f"--source {name}", spec)]
     ]
     plan = Plan(
-        texts=texts, saes=[], evaluators=plan_evaluators(evaluators, seed, plugins), stock_dataset=None
+        texts=texts,
+        saes=[],
+        evaluators=plan_evaluators(evaluators, seed, plugins),
+        monitors=[],
+        stock_dataset=None,
     )
     reference = next(iter(sources))
     folder = RunFolder(output)
@@ -160,7 +164,7 @@ def _settings(
     """What the SAEs agree on, checked against the model."""
     first = saes[0].cfg.metadata
     for name, sae in zip(names, saes, strict=True):
-        for field in ("model_name", "model_class_name", "prepend_bos", "hook_head_index"):
+        for field in ("model_name", "model_class_name", "prepend_bos", "hook_head_index", "random_init_seed"):
             mine, theirs = getattr(sae.cfg.metadata, field), getattr(first, field)
             if mine != theirs:
                 raise UsageError(
@@ -179,6 +183,7 @@ def _settings(
         device=device,
         from_pretrained_kwargs=dict(first.model_from_pretrained_kwargs or {}),
         given=override_model,
+        random_init_seed=first.random_init_seed,
     )
     for name, sae in zip(names, saes, strict=True):
         size = model.hook_size(sae.cfg.metadata.hook_name)

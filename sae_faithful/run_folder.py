@@ -71,9 +71,19 @@ class RunFolder:
         return self.root / "features.parquet"
 
     @property
+    def verdicts_file(self) -> Path:
+        """One row for each claim about two sources."""
+        return self.root / "verdicts.jsonl"
+
+    @property
     def report_file(self) -> Path:
         """The report for terminals and pull requests."""
         return self.root / "report.md"
+
+    @property
+    def monitors_dir(self) -> Path:
+        """What monitors measured inside training, and what they cost, by source."""
+        return self.root / "monitors"
 
     def data_dir(self, name: str) -> Path:
         """`train.arrow`, `held_out.arrow` and `card.json` of one source or dataset."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lens import LanguageModelSAETrainingRunner
@@ -12,6 +13,7 @@ from sae_faithful.config import ExperimentConfig
 from sae_faithful.data import load_tokens
 from sae_faithful.interfaces import UsageError
 from sae_faithful.language_model import LanguageModel
+from sae_faithful.monitors import Monitors, watch_texts
 from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
 from sae_faithful.training import guard_against_nan, initialise, misleading_warnings_silenced, run_seeded
@@ -56,9 +58,13 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
                 f"{max(1, len(plan.sources))} sources: use sae_faithful.run"
             )
         planned = plan.saes[0]
+        self._monitors: Monitors | None = None
         if override_dataset is None and plan.sources:
-            train, _ = load_tokens(plan.sources[0], experiment, model).split()
+            source = plan.sources[0]
+            train, held_out = load_tokens(source, experiment, model).split()
             override_dataset = train.for_saelens()
+            watch = watch_texts(plan, experiment, model, {source.name: held_out})
+            self._monitors = Monitors(watch, source.name, {planned.name: planned})
         if override_sae is None and experiment.from_pretrained_path is None:
             override_sae = initialise([planned])[planned.name]
         with misleading_warnings_silenced():
@@ -67,7 +73,13 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
 
     def run(self) -> Any:
         """Train and save as SAELens does; returns the trained SAE."""
-        return run_seeded(super(), self.cfg.seed)
+        if self._monitors is None:
+            return run_seeded(super(), self.cfg.seed)
+        with self._monitors.attached_to(self):
+            sae = run_seeded(super(), self.cfg.seed)
+        if self.cfg.output_path is not None:
+            self._monitors.write(Path(self.cfg.output_path) / "monitors")
+        return sae
 
 
 def _as_experiment(cfg: LanguageModelSAERunnerConfig[Any], plugins: PluginManager) -> ExperimentConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +43,22 @@ class SAEHandle:
 
         return cls(source=source, hook=hook, variant=variant, seed=seed, load=load)
 
+    @classmethod
+    def from_training(
+        cls, training_sae: Any, scaler: Any, *, source: str, hook: str, variant: str, seed: int
+    ) -> SAEHandle:
+        """A live SAELens `TrainingSAE` as it would be saved now: a copy, its `ActivationScaler` folded in.
+
+        Draws no random numbers that training would miss, and shares no memory with what is trained.
+        """
+        return cls(
+            source=source,
+            hook=hook,
+            variant=variant,
+            seed=seed,
+            load=lambda: _as_saved(training_sae, scaler),
+        )
+
     @cached_property
     def sae(self) -> Any:
         """The SAELens SAE in evaluation mode, taking heads already concatenated."""
@@ -69,6 +86,16 @@ class SAEHandle:
         """Decoder directions, one a row, not normalised."""
         return self.sae.W_dec.detach()
 
+    @property
+    def W_enc(self) -> Float[torch.Tensor, "d_sae d_in"]:
+        """Encoder directions, one a *row* (SAELens's `W_enc` has one a column), not normalised.
+
+        What a latent reads along, before bias and gate. An SAE without encoder weights of its own is tied: it
+        reads along its decoder's rows.
+        """
+        weights = getattr(self.sae, "W_enc", None)
+        return self.W_dec if weights is None else weights.detach().T
+
     def encode(self, activations: Float[torch.Tensor, "... d_in"]) -> Float[torch.Tensor, "... d_sae"]:
         """Latents of model activations, dense, in the SAE's dtype."""
         import torch
@@ -93,3 +120,26 @@ class SAEHandle:
             if self.sae.cfg.normalize_activations in NORMALISED_BY_INPUT:
                 self.sae.run_time_activation_norm_fn_in(activations.to(self.sae.device, self.sae.dtype))
             return self.sae.decode(latents)
+
+
+def _as_saved(training_sae: Any, scaler: Any) -> Any:
+    """What SAELens's runners do at the end of training, on a copy and without the disk."""
+    import torch
+    from sae_lens import SAE
+
+    with torch.no_grad(), torch.random.fork_rng():
+        final = type(training_sae)(copy.deepcopy(training_sae.cfg))
+        final.load_state_dict(training_sae.state_dict())
+        if scaler.scaling_factor is not None:
+            final.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        if scaler.whitening is not None:
+            final.fold_activation_whitening(
+                mean=scaler.whitening.mean,
+                whitening_matrix=scaler.whitening.matrix,
+                unwhitening_matrix=scaler.whitening.inverse_matrix,
+            )
+        weights = final.state_dict()
+        final.process_state_dict_for_saving_inference(weights)
+        sae = SAE.from_dict(final.cfg.get_inference_sae_cfg_dict())
+        sae.load_state_dict(weights)
+    return sae

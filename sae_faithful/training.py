@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
+from sae_faithful.monitors import Monitors
 from sae_faithful.run_folder import PARTIAL_PREFIX
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.language_model import LanguageModel
+    from sae_faithful.monitors import Watch
     from sae_faithful.plan import PlannedSAE
     from sae_faithful.run_folder import RunFolder
     from sae_faithful.tokens import TokenSet
@@ -41,6 +43,7 @@ def train_source(
     inputs: Mapping[str, Any],
     tokens: TokenSet | None,
     dataset_path: str,
+    watch: Watch | None = None,
 ) -> None:
     """Train those of `saes` that are not on disk yet, on identical batches in one pass of the model.
 
@@ -53,6 +56,7 @@ def train_source(
         inputs: what determines the data, for the steps' hashes.
         tokens: the rows to train on, or None where SAELens loads `dataset_path` itself.
         dataset_path: what the SAEs' metadata say they were trained on.
+        watch: what monitors look at; None where SAELens's own evaluation is left in place.
 
     Raises:
         RunError: an SAE's loss is not finite (the SAE and the step are named).
@@ -69,6 +73,8 @@ def train_source(
     with misleading_warnings_silenced():
         modules = initialise(missing)
         for sae in missing:
+            # So that it is never measured on the trained weights by mistake.
+            modules[sae.name].cfg.metadata.random_init_seed = model.random_init_seed
             guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
         if len(missing) == 1:
             runner = _single_runner(
@@ -77,7 +83,11 @@ def train_source(
         else:
             runner = _multi_runner(missing, modules, config, model, dataset, partial, dataset_path)
         _name_run(runner.cfg, source, config, folder)
-        run_seeded(runner, config.seed)
+        monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in missing})
+        with contextlib.nullcontext() if monitors is None else monitors.attached_to(runner):
+            run_seeded(runner, config.seed)
+    if monitors is not None:
+        monitors.write(folder.monitors_dir)
     _keep(partial, missing, source, folder, inputs)
 
 

@@ -14,6 +14,7 @@ import pytest
 from sae_faithful import (
     EvalResult,
     ExperimentConfig,
+    LanguageModel,
     PluginManager,
     RunError,
     TokenSet,
@@ -320,3 +321,36 @@ def test_training_rows_never_stand_in_the_held_out_part(tiny_config: dict[str, A
     assert trained
     assert held
     assert not trained & held
+
+
+def test_a_random_model_is_a_control_from_data_to_saes(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    from sae_faithful.pretrained import evaluate_saes
+
+    config = ExperimentConfig.from_dict(
+        {**tiny_config, "model_init": "random", "evaluators": ["reconstruction"]}
+    )
+    folder = run(config)
+    manifest = json.loads(folder.manifest_file.read_text())
+    assert "+random-init-" in manifest["model"]
+    path = folder.sae_dir("faithful", "model.layers.0", "base", 0)
+    saved = json.loads((path / "cfg.json").read_text())
+    assert saved["metadata"]["random_init_seed"] == LanguageModel.from_config(config).random_init_seed
+    # SAEs that say so are measured on those weights, not on the trained ones.
+    evaluated = evaluate_saes(
+        [str(path)],
+        {"faithful": {"plugin": "self_generated", "n_tokens": 320}},
+        ["reconstruction"],
+        tmp_path / "e",
+    )
+    assert json.loads(evaluated.manifest_file.read_text())["model"] == manifest["model"]
+
+
+def test_another_model_init_is_refused_on_a_finished_run(tiny_config: dict[str, Any]) -> None:
+    run(ExperimentConfig.from_dict(tiny_config), until="saes")
+    with pytest.raises(UsageError, match="model_init: 'pretrained' there, 'random' now"):
+        run(ExperimentConfig.from_dict({**tiny_config, "model_init": "random"}), until="saes")
+
+
+def test_an_unknown_model_init_is_refused(tiny_config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="model_init = 'zero'"):
+        ExperimentConfig.from_dict({**tiny_config, "model_init": "zero"})

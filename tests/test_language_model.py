@@ -443,3 +443,53 @@ def test_a_variant_of_another_vocabulary_is_refused(tiny_llama: str, tmp_path: A
     tokenizer.save_pretrained(other)
     with pytest.raises(UsageError, match=r"generator '.*other' has another vocabulary than "):
         LanguageModel(tiny_llama).variant(str(other))
+
+
+@pytest.mark.parametrize("class_name", ["AutoModelForCausalLM", "HookedTransformer"])
+def test_a_random_init_keeps_the_shapes_and_nothing_else(
+    class_name: str, tiny_llama: str, tiny_hooked: Any
+) -> None:
+    import torch
+
+    given = tiny_hooked if class_name == "HookedTransformer" else None
+
+    def model(seed: int | None) -> LanguageModel:
+        return LanguageModel(tiny_llama, class_name, given=given, random_init_seed=seed)
+
+    trained, one, again, other = model(None), model(1), model(1), model(2)
+    kept = {name: tensor.clone() for name, tensor in trained.model.named_parameters()}
+    drawn = dict(one.model.named_parameters())
+    assert {name: tensor.shape for name, tensor in drawn.items()} == {
+        name: tensor.shape for name, tensor in kept.items()
+    }
+    matrices = [name for name, tensor in kept.items() if tensor.ndim > 1 and float(tensor.std()) > 0]
+    assert len(matrices) >= 10
+    for name in matrices:
+        assert not torch.equal(drawn[name], kept[name]), name
+    for name, tensor in again.model.named_parameters():
+        assert torch.equal(tensor, drawn[name])
+    assert any(not torch.equal(tensor, drawn[name]) for name, tensor in other.model.named_parameters())
+    # A model that was given is copied, not overwritten.
+    for name, tensor in trained.model.named_parameters():
+        assert torch.equal(tensor, kept[name])
+    assert len({trained.identity, one.identity, other.identity}) == 3
+    assert one.identity == again.identity
+    tokens = torch.tensor([[0, 5, 9, 12]])
+    assert torch.isfinite(one.logits(tokens)).all()
+
+
+def test_a_random_init_of_a_transformer_lens_model_has_unit_scales_and_no_biases(tiny_hooked: Any) -> None:
+    import torch
+
+    model = LanguageModel("tiny", "HookedTransformer", given=tiny_hooked, random_init_seed=1).model
+    for name, tensor in model.named_parameters():
+        if name.endswith(".w"):
+            assert torch.equal(tensor, torch.ones_like(tensor)), name
+        elif "W_" not in name:
+            assert torch.equal(tensor, torch.zeros_like(tensor)), name
+
+
+def test_the_generator_of_a_random_model_is_the_trained_one(tiny_llama: str) -> None:
+    random = LanguageModel(tiny_llama, random_init_seed=1)
+    assert random.variant(name=tiny_llama).random_init_seed is None
+    assert random.variant(dtype="float64").random_init_seed == 1

@@ -188,3 +188,92 @@ def test_identity_and_shape_need_no_second_read(tmp_path: Path) -> None:
     assert not handle.W_dec.requires_grad
     assert not handle.encode(torch.zeros(1, D_IN)).requires_grad
     assert loads == [1]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_encoder_directions_are_rows(architecture: str, tmp_path: Path) -> None:
+    import torch
+
+    sae = make_sae(architecture)
+    encoder = handle_for(sae, tmp_path).W_enc
+    assert encoder.shape == (D_SAE, D_IN)
+    assert not encoder.requires_grad
+    torch.testing.assert_close(encoder, sae.W_enc.detach().T, rtol=0, atol=0)
+
+
+def test_a_latent_fires_along_its_encoder_direction_alone(tmp_path: Path) -> None:
+    import torch
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    sae = StandardSAE(StandardSAEConfig(d_in=2, d_sae=3))
+    # Columns, in SAELens's layout: (1, 0), (0, 1) and (3, 4).
+    sae.W_enc.data = torch.tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 4.0]])
+    handle = handle_for(sae, tmp_path)
+    assert handle.W_enc.tolist() == [[1, 0], [0, 1], [3, 4]]
+    # Across (3, 4) the third latent is silent; along it, 5.
+    assert handle.encode(torch.tensor([[4.0, -3.0], [0.6, 0.8]]))[:, 2].tolist() == pytest.approx([0, 5])
+
+
+def test_a_tied_sae_reads_along_its_decoder() -> None:
+    import torch
+    from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
+
+    tied = TemporalSAE(TemporalSAEConfig(d_in=D_IN, d_sae=128, n_heads=2, tied_weights=True))
+    assert not hasattr(tied, "W_enc")
+    handle = SAEHandle(source="web", hook="h", variant="base", seed=0, load=lambda: tied)
+    torch.testing.assert_close(handle.W_enc, tied.W_dec.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in", "covariance_whitening"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "standard", "jumprelu"])
+def test_a_handle_on_a_training_sae_is_what_would_be_saved(
+    architecture: str, normalize: str, activations: torch.Tensor, tmp_path: Path
+) -> None:
+    """The oracle is SAELens's own end of training: fold the scaler in, save for inference, load."""
+    import torch
+    from sae_lens import SAE
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
+    extra = {"k": 3} if "topk" in architecture else {}
+    torch.manual_seed(0)
+    training = sae_class(config_class(d_in=D_IN, d_sae=D_SAE, normalize_activations=normalize, **extra))
+    for parameter in training.parameters():
+        parameter.data.copy_(torch.randn_like(parameter) * 0.5)
+    if architecture == "batchtopk":
+        training.topk_threshold.fill_(0.2)
+    scaler = ActivationScaler()
+    batches = iter([torch.randn(64, D_IN) * 3 + 1 for _ in range(4)])
+    if normalize == "expected_average_only_in":
+        scaler.estimate_scaling_factor(d_in=D_IN, data_provider=batches, n_batches_for_norm_estimate=4)
+    if normalize == "covariance_whitening":
+        scaler.estimate_whitening(d_in=D_IN, data_provider=batches, n_batches_for_norm_estimate=4)
+    before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
+    state = torch.get_rng_state()
+
+    handle = SAEHandle.from_training(training, scaler, source="web", hook="h", variant="base", seed=0)
+    latents = handle.encode(activations)
+    reconstruction = handle.decode(latents, activations)
+
+    # Training goes on as if nothing had been measured.
+    assert torch.equal(torch.get_rng_state(), state)
+    assert training.cfg.normalize_activations == normalize
+    for name, tensor in training.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+    if scaler.scaling_factor is not None:
+        training.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if scaler.whitening is not None:
+        whitening = scaler.whitening
+        training.fold_activation_whitening(
+            mean=whitening.mean,
+            whitening_matrix=whitening.matrix,
+            unwhitening_matrix=whitening.inverse_matrix,
+        )
+    training.save_inference_model(tmp_path)
+    saved = SAE.load_from_disk(tmp_path).eval()
+    with torch.no_grad():
+        expected = saved.encode(activations)
+        assert torch.equal(latents, expected)
+        assert torch.equal(reconstruction, saved.decode(expected))

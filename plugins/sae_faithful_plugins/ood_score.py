@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -61,6 +61,9 @@ class OODScore:
     Every text's documents are split at random in two. What is scored is the second half of each text against the
     first half of the reference, so that the reference's own second half gives the null (`<metric>_null`).
     """
+
+    monitor_budget: ClassVar[dict[str, Any]] = {"scores": ["sae"], "n_vectors": 500}
+    """Inside training: the SAEs' own error and firing rates, which cost no whole forward."""
 
     reference: str | None = None
     """The source or dataset that counts as in-distribution; none: the first source."""

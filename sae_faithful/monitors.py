@@ -1,0 +1,299 @@
+"""Evaluators inside training: on held-out text, at SAELens's eval cadence, for a twentieth of the time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.evaluation import checked, observe
+from sae_faithful.interfaces import EvalContext, EvalResult
+from sae_faithful.run_folder import write_json, write_text
+from sae_faithful.sae_handle import SAEHandle
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.plan import Plan, PlannedEvaluator, PlannedSAE
+    from sae_faithful.tokens import TokenSet
+
+log = logging.getLogger(__name__)
+
+SHARE_OF_TRAINING = 0.05
+"""A monitor whose next firing would take the monitors' time above this share of training's is left out that once."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What monitors look at and with what."""
+
+    evaluators: Sequence[PlannedEvaluator]
+    """With their small budgets."""
+    held_out: Mapping[str, TokenSet]
+    """The first held-out rows of every source and dataset."""
+    language_model: LanguageModel
+    seed: int
+    batch_rows: int
+    seqpos_slice: tuple[int | None, ...] = (None,)
+
+
+def watch_texts(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, held_out: Mapping[str, TokenSet]
+) -> Watch:
+    """The plan's monitors, and as much of each held-out text as the config lets them see."""
+    rows = max(1, config.monitor_tokens // config.context_size)
+    return Watch(
+        evaluators=plan.monitors,
+        held_out={name: tokens.head(rows) for name, tokens in held_out.items()},
+        language_model=model,
+        seed=config.seed,
+        batch_rows=evaluation_rows(config),
+        seqpos_slice=config.seqpos_slice,
+    )
+
+
+def evaluation_rows(config: ExperimentConfig) -> int:
+    """Rows of text shown to the model at once when measuring."""
+    return config.eval_batch_size_prompts or config.store_batch_size_prompts
+
+
+@dataclass
+class Firings:
+    """How often one monitor ran, and for how long."""
+
+    seconds: list[float] = field(default_factory=list[float])
+    skipped: int = 0
+
+
+class Monitors:
+    """SAELens's evaluator of one source's training: called in place of its own, which would eat training tokens.
+
+    What training draws and learns is the same with and without it: it reads held-out tokens only, measures
+    copies of the SAEs, and leaves the random state as it was.
+    """
+
+    def __init__(self, watch: Watch, source: str, saes: Mapping[str, PlannedSAE]) -> None:
+        """`saes` by the name that SAELens's runner knows them by."""
+        self.watch = watch
+        self.source = source
+        self.saes = saes
+        self.rows: list[dict[str, Any]] = []
+        """Every result so far, with its training step."""
+        self.firings = {planned.name: Firings() for planned in watch.evaluators}
+        self._calls = 0
+        self._started = self._training = 0.0
+
+    @contextlib.contextmanager
+    def attached_to(self, runner: Any) -> Generator[None]:
+        """Be the evaluator of a SAELens runner while it runs, also where nothing goes to W&B.
+
+        Without evaluators too: SAELens's own would make the weights depend on whether W&B is on.
+        """
+        from sae_lens import MultiSAETrainingRunner
+
+        multi = isinstance(runner, MultiSAETrainingRunner)
+        runner.evaluator = self._of_multi if multi else self._of_single
+        self._started = time.monotonic()
+        with _evaluating(runner) if self.watch.evaluators else contextlib.nullcontext():
+            yield
+        self._training = time.monotonic() - self._started - self.seconds
+
+    def _of_single(self, sae: Any, data_provider: Any, activation_scaler: Any) -> dict[str, Any]:
+        """What `LanguageModelSAETrainingRunner.evaluator` is called as."""
+        name = next(iter(self.saes))
+        return self._of_multi({name: sae}, data_provider, {name: activation_scaler}, {})
+
+    def _of_multi(
+        self,
+        saes: Mapping[str, Any],
+        data_provider: Any,
+        activation_scalers: Mapping[str, Any],
+        hook_names: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """What `MultiSAETrainingRunner.evaluator` is called as; returns what W&B is to log."""
+        del hook_names  # the plan knows them
+        self._calls += 1
+        due = [planned for planned in self.watch.evaluators if self._due(planned.name)]
+        if not due:
+            return {}
+        handles = [
+            SAEHandle.from_training(
+                saes[name], activation_scalers[name],
+                source=self.source, hook=planned.hook, variant=planned.variant, seed=planned.seed,
+            )
+            for name, planned in self.saes.items()
+            if name in saes
+        ]  # fmt: skip
+        with _paused(data_provider), _random_state_kept():
+            rows = self._fire(due, handles)
+        self.rows += [{"call": self._calls, **asdict(row)} for row in rows]
+        return {name: row.value for name, row in zip(logged_names(rows), rows, strict=True)}
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far."""
+        return sum(sum(one.seconds) for one in self.firings.values())
+
+    def write(self, folder: Path) -> None:
+        """Where there are monitors: `SOURCE.jsonl` with every result, `SOURCE.json` with what it cost."""
+        if not self.watch.evaluators:
+            return
+        share = self.seconds / self._training
+        counts = ", ".join(
+            f"{name} {len(one.seconds)}×"
+            + (f" ({one.skipped} left out for their cost)" if one.skipped else "")
+            for name, one in self.firings.items()
+        )
+        log.info("saes/%s: monitors took %.1f %% of training time: %s", self.source, 100 * share, counts)
+        others = [row for row in read_monitor_rows(folder, self.source) if not self._is_about(row)]
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in others + self.rows]
+        write_text(folder / f"{self.source}.jsonl", "".join(lines))
+        cost = {
+            "share_of_training_time": share,
+            "seconds": self.seconds,
+            "training_seconds": self._training,
+            "fired": {name: len(one.seconds) for name, one in self.firings.items()},
+            "left_out": {name: one.skipped for name, one in self.firings.items()},
+        }
+        write_json(folder / f"{self.source}.json", cost)
+
+    def _due(self, name: str) -> bool:
+        """Always the first time; then if what it took last would still be within the share."""
+        firings = self.firings[name]
+        if not firings.seconds:
+            return True
+        training = time.monotonic() - self._started - self.seconds
+        if self.seconds + firings.seconds[-1] <= SHARE_OF_TRAINING * training:
+            return True
+        firings.skipped += 1
+        return False
+
+    def _fire(self, due: Sequence[PlannedEvaluator], handles: Sequence[SAEHandle]) -> list[EvalResult]:
+        """The rows that have a value; all observers share the passes of the model, and their cost."""
+        watch = self.watch
+        context = EvalContext(
+            handles=handles,
+            held_out=watch.held_out,
+            sources=[self.source],
+            language_model=watch.language_model,
+            seed=watch.seed,
+        )
+        begun = time.monotonic()
+        observers = {planned.name: list(planned.evaluator.observers(context)) for planned in due}
+        observe(
+            [one for group in observers.values() for one in group],
+            context, watch.batch_rows, watch.seqpos_slice, progress=False,
+        )  # fmt: skip
+        shared = (time.monotonic() - begun) / len(due)
+        rows: list[EvalResult] = []
+        for planned in due:
+            begun = time.monotonic()
+            rows += [
+                checked(replace(result, evaluator=planned.name))
+                for result in planned.evaluator.evaluate(context, observers[planned.name])
+                if isinstance(result, EvalResult) and result.value is not None
+            ]
+            self.firings[planned.name].seconds.append(shared + time.monotonic() - begun)
+        return rows
+
+    def _is_about(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row is of SAEs trained here; means of a source are of whatever was trained together."""
+        mine = {(sae.hook, sae.variant, sae.seed) for sae in self.saes.values()}
+        return row["seed"] is None or (row["hook"], row["variant"], row["seed"]) in mine
+
+
+def read_monitor_rows(folder: Path, source: str) -> list[dict[str, Any]]:
+    """What monitors of one source measured; nothing where there were none."""
+    path = folder / f"{source}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def logged_names(rows: Sequence[EvalResult]) -> list[str]:
+    """`<plugin>/<metric>/<source>/<hook>/<variant>/<seed>` for each row.
+
+    The seed of a pair is `0-1`, that of a mean over the source's SAEs `mean`. What tells rows of one metric
+    apart follows the metric: `.alive`, `[rate>0.1]` where there are several conditions, `@DATASET` where it is
+    not the source's own text.
+    """
+    conditions: dict[tuple[str, str], set[str | None]] = {}
+    for row in rows:
+        conditions.setdefault((row.evaluator, row.metric), set()).add(row.condition)
+    return [_logged_name(row, len(conditions[row.evaluator, row.metric]) > 1) for row in rows]
+
+
+def _logged_name(row: EvalResult, name_condition: bool) -> str:
+    metric = row.metric
+    if row.subset != "all":
+        metric += f".{row.subset}"
+    if name_condition and row.condition:
+        metric += f"[{row.condition}]"
+    if row.dataset not in (None, row.source):
+        metric += f"@{row.dataset}"
+    seed = "mean" if row.seed is None else str(row.seed)
+    if row.other_seed is not None:
+        seed += f"-{row.other_seed}"
+    place = [part for part in (row.source, row.hook, row.variant) if part is not None]
+    # "/" parts panels in W&B.
+    return "/".join([row.evaluator, metric.replace("/", "|"), *place, seed])
+
+
+@contextlib.contextmanager
+def _evaluating(runner: Any) -> Generator[None]:
+    """SAELens evaluates only when it logs to W&B: where it does not, it logs to W&B's disabled mode meanwhile."""
+    logger = runner.cfg.logger
+    if logger.log_to_wandb:
+        yield
+        return
+    from sae_lens.config import LoggingConfig
+
+    class NowhereConfig(LoggingConfig):
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            """No artifacts: W&B would copy the weights even in its disabled mode."""
+
+    before = os.environ.get("WANDB_MODE")
+    os.environ["WANDB_MODE"] = "disabled"
+    runner.cfg.logger = NowhereConfig(**asdict(replace(logger, log_to_wandb=True)))
+    try:
+        yield
+    finally:
+        runner.cfg.logger = logger
+        if before is None:
+            del os.environ["WANDB_MODE"]
+        else:
+            os.environ["WANDB_MODE"] = before
+
+
+@contextlib.contextmanager
+def _paused(data_provider: Any) -> Generator[None]:
+    """SAELens's prefetching thread runs the same model."""
+    from sae_lens.training.prefetch import PrefetchingIterator
+
+    with (
+        data_provider.paused() if isinstance(data_provider, PrefetchingIterator) else contextlib.nullcontext()
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Generator[None]:
+    """Whatever an evaluator draws from the global generators, training draws what it would have drawn."""
+    import random
+
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

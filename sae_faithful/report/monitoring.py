@@ -1,0 +1,92 @@
+"""What monitors saw inside training, beside what the full evaluators found after it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.monitors import read_monitor_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sae_faithful.run_folder import RunFolder
+
+Row = dict[str, Any]
+
+SAME = (
+    "evaluator",
+    "metric",
+    "subset",
+    "condition",
+    "source",
+    "hook",
+    "variant",
+    "seed",
+    "other_seed",
+    "dataset",
+)
+"""What a monitor's row and a full evaluator's row of the same number agree on."""
+
+
+@dataclass(frozen=True)
+class LastValue:
+    """A monitor's last value of one number, and the full evaluator's."""
+
+    row: Row
+    full: Row
+
+    @property
+    def inside(self) -> bool:
+        """Whether it lies inside the full evaluator's 95 % interval."""
+        return self.full["ci_low"] <= self.row["value"] <= self.full["ci_high"]
+
+
+def last_values(folder: RunFolder, source: str, rows: Sequence[Row]) -> list[LastValue]:
+    """The last value of every number that the full evaluators, whose `rows` these are, have an interval for."""
+    full = {_key(row): row for row in rows if row["ci_low"] is not None and row["ci_high"] is not None}
+    last = {_key(row): row for row in read_monitor_rows(folder.monitors_dir, source)}
+    return [LastValue(row, full[key]) for key, row in last.items() if key in full]
+
+
+def monitor_lines(folder: RunFolder, sources: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """For each source that was watched: what it cost, and how its last values compare."""
+    lines: list[str] = []
+    for source in sources:
+        path = folder.monitors_dir / f"{source}.json"
+        if path.exists():
+            lines.append(_line(source, json.loads(path.read_text()), last_values(folder, source, rows)))
+    return lines
+
+
+def _line(source: str, cost: Mapping[str, Any], values: Sequence[LastValue]) -> str:
+    fired = ", ".join(
+        f"{name} {times}×"
+        + (f" ({cost['left_out'][name]} left out for their cost)" if cost["left_out"][name] else "")
+        for name, times in cost["fired"].items()
+    )
+    line = f"- {source}: {fired}; {100 * cost['share_of_training_time']:.1f} % of training time."
+    if not values:
+        return f"{line} No full evaluator has an interval to hold the last values against."
+    outside = [value for value in values if not value.inside]
+    line += (
+        f" {len(values) - len(outside)} of {len(values)} last values lie inside the full evaluator's interval"
+    )
+    return line + ("." if not outside else f"; outside: {'; '.join(map(_comparison, outside))}.")
+
+
+def _comparison(value: LastValue) -> str:
+    row, full = value.row, value.full
+    which = [row["subset"]] * (row["subset"] != "all") + [
+        row[name] for name in ("condition", "dataset") if row[name]
+    ]
+    which += [f"seed {row['seed']}"] if row["seed"] is not None else []
+    name = f"{row['evaluator']}/{row['metric']}" + (f" ({', '.join(which)})" if which else "")
+    return (
+        f"{name} {row['value']:.4g} against {full['value']:.4g} [{full['ci_low']:.4g}, {full['ci_high']:.4g}]"
+    )
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in SAME)
