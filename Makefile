@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test lint real-model kill-tests clean
+BENCHMARKS := matching evaluators interval_coverage typicality_power
+
+.PHONY: install quickstart test lint kill-tests $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -34,6 +36,10 @@ test: lint
 # Longer than `make test` should be: more kill points.
 kill-tests: install
 	KILLS=20 $(BIN)/python -m pytest tests/test_killed.py tests/test_cli.py
+
+# Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
+$(BENCHMARKS:%=bench-%): bench-%: install
+	$(BIN)/python tests/benchmarks/$*.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

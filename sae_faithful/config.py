@@ -52,7 +52,7 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     """What to measure: plugin names, or `{NAME: {option: value, ...}}`."""
     monitors: list[Any] = field(default_factory=list[Any])
     """Evaluators to run on small budgets inside training, at SAELens's eval cadence; same syntax."""
-    monitor_tokens: int = 1_024
+    monitor_tokens: int = 512
     """At most so many held-out tokens of each source and dataset are shown to monitors."""
     model_init: Literal["pretrained", "random"] = "pretrained"
     """`random` draws the model's weights anew under `seed`: a control that knows nothing (Heap et al. 2025)."""

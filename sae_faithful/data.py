@@ -214,10 +214,12 @@ def _write_text(
             train, held_out = None, tokens
         held_out.save(partial / HELD_OUT_FILE)
         # Read back from disk: what is proven is what will be trained on.
-        proven = TokenSet.open(partial / (TRAIN_FILE if train is not None else HELD_OUT_FILE))
+        proven = TokenSet.open(
+            partial / (TRAIN_FILE if train is not None else HELD_OUT_FILE), card=tokens.card
+        )
         log.info("data/%s: measuring the typicality gap", planned.name)
         gap = measure_typicality(
-            proven.documents(model.bos_token_id),
+            proven.documents_as_given(model.bos_token_id),
             tokens.prompt_length,
             model,
             config.typicality_tokens,

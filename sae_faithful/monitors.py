@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.evaluation import checked, observe
-from sae_faithful.interfaces import EvalContext, EvalResult
+from sae_faithful.interfaces import EvalContext, EvalResult, RunError, UsageError
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
 
@@ -85,7 +85,7 @@ class Monitors:
         self.source = source
         self.saes = saes
         self.rows: list[dict[str, Any]] = []
-        """Every result so far, with its training step."""
+        """Every result so far, with the number of the call that gave it."""
         self.firings = {planned.name: Firings() for planned in watch.evaluators}
         self._calls = 0
         self._started = self._training = 0.0
@@ -101,7 +101,8 @@ class Monitors:
         multi = isinstance(runner, MultiSAETrainingRunner)
         runner.evaluator = self._of_multi if multi else self._of_single
         self._started = time.monotonic()
-        with _evaluating(runner) if self.watch.evaluators else contextlib.nullcontext():
+        saes = list(runner.saes.values()) if multi else [runner.sae]
+        with _evaluating(runner, saes) if self.watch.evaluators else contextlib.nullcontext():
             yield
         self._training = time.monotonic() - self._started - self.seconds
 
@@ -120,19 +121,11 @@ class Monitors:
         """What `MultiSAETrainingRunner.evaluator` is called as; returns what W&B is to log."""
         del hook_names  # the plan knows them
         self._calls += 1
-        due = [planned for planned in self.watch.evaluators if self._due(planned.name)]
+        due = self._due()
         if not due:
             return {}
-        handles = [
-            SAEHandle.from_training(
-                saes[name], activation_scalers[name],
-                source=self.source, hook=planned.hook, variant=planned.variant, seed=planned.seed,
-            )
-            for name, planned in self.saes.items()
-            if name in saes
-        ]  # fmt: skip
         with _paused(data_provider), _random_state_kept():
-            rows = self._fire(due, handles)
+            rows = self._fire(due, saes, activation_scalers)
         self.rows += [{"call": self._calls, **asdict(row)} for row in rows]
         return {name: row.value for name, row in zip(logged_names(rows), rows, strict=True)}
 
@@ -165,28 +158,43 @@ class Monitors:
         }
         write_json(folder / f"{self.source}.json", cost)
 
-    def _due(self, name: str) -> bool:
-        """Always the first time; then if what it took last would still be within the share."""
-        firings = self.firings[name]
-        if not firings.seconds:
-            return True
-        training = time.monotonic() - self._started - self.seconds
-        if self.seconds + firings.seconds[-1] <= SHARE_OF_TRAINING * training:
-            return True
-        firings.skipped += 1
-        return False
+    def _due(self) -> list[PlannedEvaluator]:
+        """Every monitor the first time; then those that, if they take as long as last, stay within the share."""
+        left = SHARE_OF_TRAINING * (time.monotonic() - self._started - self.seconds) - self.seconds
+        due: list[PlannedEvaluator] = []
+        for planned in self.watch.evaluators:
+            firings = self.firings[planned.name]
+            cost = firings.seconds[-1] if firings.seconds else 0.0
+            if cost <= max(left, 0.0):
+                left -= cost
+                due.append(planned)
+            else:
+                firings.skipped += 1
+        return due
 
-    def _fire(self, due: Sequence[PlannedEvaluator], handles: Sequence[SAEHandle]) -> list[EvalResult]:
+    def _fire(
+        self, due: Sequence[PlannedEvaluator], saes: Mapping[str, Any], scalers: Mapping[str, Any]
+    ) -> list[EvalResult]:
         """The rows that have a value; all observers share the passes of the model, and their cost."""
         watch = self.watch
+        begun = time.monotonic()
         context = EvalContext(
-            handles=handles,
+            handles=[
+                SAEHandle.from_training(
+                    saes[name],
+                    scalers[name],
+                    source=self.source,
+                    hook=planned.hook,
+                    variant=planned.variant,
+                    seed=planned.seed,
+                )
+                for name, planned in self.saes.items()
+            ],
             held_out=watch.held_out,
             sources=[self.source],
             language_model=watch.language_model,
             seed=watch.seed,
         )
-        begun = time.monotonic()
         observers = {planned.name: list(planned.evaluator.observers(context)) for planned in due}
         observe(
             [one for group in observers.values() for one in group],
@@ -196,13 +204,22 @@ class Monitors:
         rows: list[EvalResult] = []
         for planned in due:
             begun = time.monotonic()
-            rows += [
-                checked(replace(result, evaluator=planned.name))
-                for result in planned.evaluator.evaluate(context, observers[planned.name])
-                if isinstance(result, EvalResult) and result.value is not None
-            ]
+            try:
+                rows += self._rows(planned, context, observers[planned.name])
+            except (RunError, UsageError) as error:
+                # Hours of training are worth more than one look at them.
+                log.warning("saes/%s: monitor %s: %s", self.source, planned.name, error)
             self.firings[planned.name].seconds.append(shared + time.monotonic() - begun)
         return rows
+
+    def _rows(
+        self, planned: PlannedEvaluator, context: EvalContext, observers: Sequence[Any]
+    ) -> list[EvalResult]:
+        return [
+            checked(replace(result, evaluator=planned.name))
+            for result in planned.evaluator.evaluate(context, observers)
+            if isinstance(result, EvalResult) and result.value is not None
+        ]
 
     def _is_about(self, row: Mapping[str, Any]) -> bool:
         """Whether the row is of SAEs trained here; means of a source are of whatever was trained together."""
@@ -246,7 +263,7 @@ def _logged_name(row: EvalResult, name_condition: bool) -> str:
 
 
 @contextlib.contextmanager
-def _evaluating(runner: Any) -> Generator[None]:
+def _evaluating(runner: Any, saes: Sequence[Any]) -> Generator[None]:
     """SAELens evaluates only when it logs to W&B: where it does not, it logs to W&B's disabled mode meanwhile."""
     logger = runner.cfg.logger
     if logger.log_to_wandb:
@@ -261,9 +278,14 @@ def _evaluating(runner: Any) -> Generator[None]:
     before = os.environ.get("WANDB_MODE")
     os.environ["WANDB_MODE"] = "disabled"
     runner.cfg.logger = NowhereConfig(**asdict(replace(logger, log_to_wandb=True)))
+    for sae in saes:
+        # Nobody would see them, and numpy refuses a histogram of norms that are all but equal.
+        sae.log_histograms = dict
     try:
         yield
     finally:
+        for sae in saes:
+            del sae.log_histograms
         runner.cfg.logger = logger
         if before is None:
             del os.environ["WANDB_MODE"]

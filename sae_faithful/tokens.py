@@ -54,11 +54,12 @@ class TokenSet:
 
         Returns as many whole rows as the documents fill, at most ⌊n_tokens / context_size⌋.
         """
-        counts = {"documents": 0, "repeated_documents_dropped": 0}
+        numbers: dict[bytes, int] = {}
+        repeats: list[tuple[int, int]] = []
         rows: list[np.ndarray] = []
         owners: list[np.ndarray] = []
         stream = pack(
-            _distinct(documents, counts),
+            _distinct(documents, numbers, repeats),
             context_size=context_size,
             bos_token_id=bos_token_id,
             begin_rows_with_bos=begin_rows_with_bos,
@@ -69,6 +70,11 @@ class TokenSet:
         shape = (len(rows), context_size)
         ids = np.stack(rows) if rows else np.zeros(shape, np.int32)
         owner_ids = np.stack(owners) if owners else np.zeros(shape, np.int32)
+        counts = {
+            "documents": len(numbers),
+            "repeated_documents_dropped": len(repeats),
+            "repeats": [list(pair) for pair in repeats],
+        }
         return cls.from_rows(ids, owner_ids, card={**(card or {}), **counts}, prompt_length=prompt_length)
 
     @classmethod
@@ -96,11 +102,11 @@ class TokenSet:
         return cls(dataset)
 
     @classmethod
-    def open(cls, path: Path, *, prompt_length: int = 1) -> TokenSet:
-        """Memory-map a file that `save` wrote."""
+    def open(cls, path: Path, *, prompt_length: int = 1, card: Mapping[str, Any] | None = None) -> TokenSet:
+        """Memory-map a file that `save` wrote; it holds neither of the others."""
         from datasets import Dataset
 
-        return cls(Dataset.from_file(str(path)), prompt_length)
+        return cls(Dataset.from_file(str(path)), prompt_length, dict(card or {}))
 
     def save(self, path: Path) -> None:
         """Write an Arrow stream file; equal token sets give equal bytes."""
@@ -158,6 +164,16 @@ class TokenSet:
             whole.append(np.concatenate([bos, part]) if shared or part[0] != bos_token_id else part)
             previous = int(part[-1])
         return whole
+
+    def documents_as_given(self, bos_token_id: int) -> list[np.ndarray]:
+        """`documents`, each as often as the source gave it before it gave the last of them.
+
+        A document that comes twice is trained on once, but it is a likely one: without its repeats a text is not
+        quite a sample of what it came from.
+        """
+        whole = self.documents(bos_token_id)
+        repeats: Sequence[tuple[int, int]] = self.card.get("repeats", ())
+        return whole + [whole[number] for number, given_before in repeats if given_before <= len(whole)]
 
     def split(self, held_out: float = 0.1) -> tuple[TokenSet, TokenSet]:
         """The training rows and the held-out ones: the last ⌈`held_out` of the rows⌉, cut at a document boundary.
@@ -269,21 +285,25 @@ def special_token_mask(
 
 
 def _distinct(
-    documents: Iterable[Sequence[int] | np.ndarray], counts: dict[str, int]
+    documents: Iterable[Sequence[int] | np.ndarray], numbers: dict[bytes, int], repeats: list[tuple[int, int]]
 ) -> Iterator[np.ndarray]:
-    """Documents without empty ones and without repeats; `counts` is kept up to date."""
-    seen: set[bytes] = set()
+    """Documents without empty ones and without repeats.
+
+    Args:
+        documents: token ids of each.
+        numbers: filled with the number of each different document, by a digest of it.
+        repeats: filled with the number of each document that came again and how many had come before that.
+    """
     for document in documents:
         interruption.check()
         array = np.asarray(document, np.int32)
         if len(array) == 0:
             continue
         digest = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
-        if digest in seen:
-            counts["repeated_documents_dropped"] += 1
+        if digest in numbers:
+            repeats.append((numbers[digest], len(numbers)))
             continue
-        seen.add(digest)
-        counts["documents"] += 1
+        numbers[digest] = len(numbers)
         yield array
 
 

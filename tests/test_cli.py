@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import signal
 import subprocess
@@ -461,7 +460,6 @@ def interrupt(arguments: list[str], when: Callable[[bytes], bool], folder: Path)
     return code, log.read_bytes()
 
 
-@pytest.mark.skipif("KILLS" not in os.environ, reason="real signals at real moments: make kill-tests")
 def test_an_interrupted_run_says_so_and_goes_on_where_it_was(
     tiny_config: dict[str, Any], tmp_path: Path, cache: Path
 ) -> None:

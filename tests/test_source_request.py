@@ -119,7 +119,7 @@ def test_pack_follows_prepend_bos(words: RecordingTokenizer) -> None:
 def test_pack_keeps_the_card_and_the_prompt_length(words: RecordingTokenizer) -> None:
     tokens = request(words).pack([[5, 6, 7], [5, 6, 7], [8, 9, 10]], card={"path": "x"}, prompt_length=2)
     assert tokens.prompt_length == 2
-    assert tokens.card == {"path": "x", "documents": 2, "repeated_documents_dropped": 1}
+    assert tokens.card == {"path": "x", "documents": 2, "repeated_documents_dropped": 1, "repeats": [[0, 1]]}
 
 
 def test_pack_of_nothing_is_empty(words: RecordingTokenizer) -> None:

@@ -99,7 +99,20 @@ def test_empty_documents_and_repeats_are_dropped_and_repeats_counted() -> None:
     tokens = TokenSet.from_documents(documents, n_tokens=100, context_size=2, bos_token_id=BOS, card={"x": 1})
     # Left are 5, 6, 7: 0 5 | 0 6 | 0 7; dropped are two of 5 and one of 6.
     assert tokens.rows().tolist() == [[0, 5], [0, 6], [0, 7]]
-    assert tokens.card == {"x": 1, "documents": 3, "repeated_documents_dropped": 3}
+    # 5 came again when 5 and 6 had come, twice; 6 again when all three had.
+    repeats = [[0, 2], [0, 2], [1, 3]]
+    assert tokens.card == {"x": 1, "documents": 3, "repeated_documents_dropped": 3, "repeats": repeats}
+
+
+def test_documents_as_given_are_the_sample_that_the_source_drew() -> None:
+    documents = [[5], [6], [5], [7], [6], [8], [5], [9]]
+    tokens = TokenSet.from_documents(documents, n_tokens=6, context_size=2, bos_token_id=BOS)
+    # Three rows hold 5, 6 and 7. Up to the source's giving 7 it had given 5 twice; to the end of 7's turn (before
+    # 8 came) 6 twice. What came again after 8 is of a longer sample.
+    assert [one.tolist() for one in tokens.documents_as_given(BOS)] == [[0, 5], [0, 6], [0, 7], [0, 5]]
+    longer = TokenSet.from_documents(documents, n_tokens=8, context_size=2, bos_token_id=BOS)
+    given = sorted(one.tolist()[1] for one in longer.documents_as_given(BOS))
+    assert given == [5, 5, 6, 6, 7, 8]
 
 
 def test_a_document_that_only_begins_like_another_is_kept() -> None:

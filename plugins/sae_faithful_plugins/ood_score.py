@@ -62,7 +62,7 @@ class OODScore:
     first half of the reference, so that the reference's own second half gives the null (`<metric>_null`).
     """
 
-    monitor_budget: ClassVar[dict[str, Any]] = {"scores": ["sae"], "n_vectors": 500}
+    monitor_budget: ClassVar[dict[str, Any]] = {"scores": ["sae"], "n_vectors": 250}
     """Inside training: the SAEs' own error and firing rates, which cost no whole forward."""
 
     reference: str | None = None

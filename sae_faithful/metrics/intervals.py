@@ -67,7 +67,7 @@ def bootstrap_interval(
     rng: np.random.Generator,
     n_resamples: int = N_RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap over clusters.
+    """Percentile bootstrap over clusters, its tails by `percentile_interval`.
 
     Args:
         statistic: its values for rows of weights: how often each cluster was drawn (each row sums to
@@ -79,8 +79,19 @@ def bootstrap_interval(
     if n_clusters < MIN_CLUSTERS:
         return too_few_clusters(n_clusters)
     weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
-    values = statistic(weights.astype(np.float64))
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return percentile_interval(statistic(weights.astype(np.float64)), n_clusters)
+
+
+def percentile_interval(values: Float[np.ndarray, " resamples"], n_clusters: int) -> Interval:
+    """Bounds from the values of a statistic in bootstrap resamples of `n_clusters` clusters; NaN counts as none.
+
+    The tails are α/2 = Φ(−√(n/(n−1)) · t(.975, n−1)), a little less than .025 each (the expanded percentile
+    interval, Hesterberg 2015, arXiv 1411.5279): resamples spread by √((n−1)/n) of what samples do, and have normal
+    quantiles where a spread that is itself estimated asks for Student's. For a mean, bounds are then its t interval.
+    """
+    n = n_clusters
+    tail = float(stats.norm.cdf(-((n / (n - 1)) ** 0.5) * stats.t.ppf((1 + LEVEL) / 2, n - 1)))
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

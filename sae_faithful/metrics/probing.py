@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from sae_faithful.metrics.intervals import LEVEL, MIN_CLUSTERS, N_RESAMPLES, Interval
+from sae_faithful.metrics.intervals import (
+    LEVEL,
+    MIN_CLUSTERS,
+    N_RESAMPLES,
+    Interval,
+    percentile_interval,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,12 +78,31 @@ def resampled_metric(
     return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
 
 
-def texts_interval(resampled: Float[np.ndarray, " resamples"], n_texts: int) -> Interval:
-    """Percentile interval over test texts, of one probe's metric or of a paired difference of two."""
-    if n_texts < MIN_CLUSTERS:
-        return too_few_texts(n_texts)
-    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
+def texts_interval(
+    metric: ProbeMetric,
+    value: float,
+    resampled: Float[np.ndarray, " resamples"],
+    labels: Int[np.ndarray, " texts"],
+) -> Interval:
+    """Interval over test texts of one probe's metric: `percentile_interval`, but for the AUC.
+
+    An AUC near 1 has a long tail downwards and none upwards, which resamples of few texts miss: its interval is
+    logit(AUC) ± t · SD of the resamples' logits, back on the scale of the AUC (Pepe 2003, section 5.2.3). An AUC of
+    0 or 1 counts as half a pair of texts away from it.
+    """
+    n = len(labels)
+    if n < MIN_CLUSTERS:
+        return too_few_texts(n)
+    if metric != "auc":
+        return percentile_interval(resampled, n)
+    positive = int(labels.sum())
+    half_a_pair = 0.5 / (positive * (n - positive))
+    draws = resampled[np.isfinite(resampled)]
+    centre, logits = (special.logit(np.clip(one, half_a_pair, 1 - half_a_pair)) for one in (value, draws))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * logits.std(ddof=1))
+    if half == 0:
+        return Interval(value, value)
+    return Interval(float(special.expit(centre - half)), float(special.expit(centre + half)))
 
 
 def nested_interval(

@@ -30,6 +30,10 @@ SAME = (
 """What a monitor's row and a full evaluator's row of the same number agree on."""
 
 
+FARTHEST_NAMED = 3
+"""The others are in `monitors/SOURCE.jsonl`."""
+
+
 @dataclass(frozen=True)
 class LastValue:
     """A monitor's last value of one number, and the full evaluator's."""
@@ -41,6 +45,12 @@ class LastValue:
     def inside(self) -> bool:
         """Whether it lies inside the full evaluator's 95 % interval."""
         return self.full["ci_low"] <= self.row["value"] <= self.full["ci_high"]
+
+    @property
+    def distance(self) -> float:
+        """How far it lies from the interval, in widths of it."""
+        low, high = self.full["ci_low"], self.full["ci_high"]
+        return max(low - self.row["value"], self.row["value"] - high, 0.0) / ((high - low) or 1e-12)
 
 
 def last_values(folder: RunFolder, source: str, rows: Sequence[Row]) -> list[LastValue]:

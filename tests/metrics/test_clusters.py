@@ -65,3 +65,23 @@ def test_tensors_of_any_type_are_summed_in_double_precision() -> None:
 def test_nothing_added_sums_to_zero() -> None:
     assert ClusterSums(5, 2).total.tolist() == [0, 0]
     assert ClusterSums(0, 2).total.tolist() == [0, 0]
+
+
+def test_events_are_counted_by_cluster_and_column() -> None:
+    # 400 rows over 200 clusters; the batch begins at row 5, in the middle of cluster 2 (rows 4 and 5).
+    sums = ClusterSums(400, 3, np.float32)
+    sums.count(5, 4, torch.tensor([0, 0, 1, 2, 3, 3]), torch.tensor([2, 2, 0, 0, 1, 0]))
+    # Row 5 is cluster 2; rows 6 and 7 cluster 3; row 8 cluster 4.
+    assert sums.sums[2:5].tolist() == [[0, 0, 2], [2, 0, 0], [1, 1, 0]]
+    assert sums.total.tolist() == [3, 1, 2]
+    sums.count(5, 4, torch.tensor([0]), torch.tensor([2]))
+    assert sums.total.tolist() == [3, 1, 3]
+    sums.count(400, 0, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    assert sums.total.tolist() == [3, 1, 3]
+
+
+def test_totals_of_float32_sums_are_in_double_precision() -> None:
+    # 2²⁴ in each of two clusters, and one more in a third: as float32 the total would lose the one.
+    sums = ClusterSums(3, 1, np.float32)
+    sums.add(0, np.array([[2.0**24], [2.0**24], [1.0]]))
+    assert sums.total.tolist() == [2**25 + 1]

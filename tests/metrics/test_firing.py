@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from sae_faithful.metrics.firing import Exceedances, fake_ratio, fires_more_than_on_text, fires_often
-
-ROWS, CONTEXT = 60, 5
+from sae_faithful.metrics.firing import Exceedances, Firings
 
 
-def constant(rates: list[float], rows: int = ROWS) -> Exceedances:
-    """Latents that each fire on a given share of every row's ten tokens."""
-    latents = torch.zeros(rows, 10, len(rates))
-    for index, rate in enumerate(rates):
-        latents[:, : round(10 * rate), index] = 1.0
-    counts = Exceedances(rows, len(rates), 0.0)
-    counts.add(0, latents, torch.ones(rows, 10, dtype=torch.bool))
-    return counts
+def test_firings_are_the_positive_activations_of_tokens_that_count() -> None:
+    # Two rows of two tokens, three latents; the first token of row 0 does not count.
+    latents = torch.tensor([[[9.0, 9.0, 9.0], [0.0, 2.0, -1.0]], [[0.5, 0.0, 0.0], [0.0, 0.0, 3.0]]])
+    found = Firings.find(latents, torch.tensor([[False, True], [True, True]]))
+    where = zip(found.rows.tolist(), found.positions.tolist(), found.latents.tolist(), strict=True)
+    assert list(where) == [(0, 1, 1), (1, 0, 0), (1, 1, 2)]
+    assert found.values.tolist() == [2.0, 0.5, 3.0]
+    assert found.tokens.tolist() == [1, 2]
 
 
-def all_of(counts: Exceedances) -> np.ndarray:
-    return np.ones(len(counts.rates), bool)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_firings_of_any_type_come_as_float32(dtype: torch.dtype) -> None:
+    found = Firings.find(torch.tensor([[[1.5]]], dtype=dtype), torch.tensor([[True]]))
+    assert (found.values.dtype, found.values.tolist()) == (torch.float32, [1.5])
 
 
 # Counting
@@ -72,91 +72,34 @@ def test_nothing_seen_has_rate_zero_and_no_nan() -> None:
     assert counts.rates.tolist() == [0, 0]
 
 
-# Conditions
+def test_every_latent_may_have_a_threshold_of_its_own() -> None:
+    counts = Exceedances(1, 3, torch.tensor([0.0, 2.0, torch.inf]))
+    counts.add(0, torch.tensor([[[1.0, 2.0, 5.0], [3.0, 2.5, 5.0]]]), torch.ones(1, 2, dtype=torch.bool))
+    # Above 0 twice; above 2 once (2 itself is not); above infinity never.
+    assert counts.counts.total.tolist() == [2, 1, 0]
 
 
-def test_a_rate_at_the_threshold_is_not_above_it() -> None:
-    rates = np.array([0.0, 0.1, 0.11])
-    assert fires_often(0.1)(random=rates, own=rates).tolist() == [False, False, True]
+# Errors and resamples
 
 
-def test_firing_more_than_on_text_takes_both_conditions() -> None:
-    random = np.array([0.05, 0.50, 0.50, 0.41, 0.40, 0.50])
-    own = np.array([0.00, 0.00, 0.50, 0.20, 0.20, 0.30])
-    # Over .1, and over twice the share on text: no (rare), yes, no (dense), yes, no (just twice), no.
-    condition = fires_more_than_on_text(0.1, 2.0)
-    assert condition(random=random, own=own).tolist() == [False, True, False, True, False, False]
+def test_resampled_rates_are_ratios_of_drawn_sums() -> None:
+    # Row 0: two of two tokens; row 1: none of one.
+    counts = Exceedances(2, 1)
+    latents = torch.tensor([[[1.0], [1.0]], [[0.0], [1.0]]])
+    counts.add(0, latents, torch.tensor([[True, True], [True, False]]))
+    # Both once: 2/3. Row 0 twice: 4/4. Row 1 twice: 0/2. Row 0 once, row 1 three times: 2/5.
+    rates = counts.resampled(np.array([[1.0, 1], [2, 0], [0, 2], [1, 3]]))
+    assert rates[:, 0].tolist() == pytest.approx([2 / 3, 1, 0, 0.4])
 
 
-# The ratio
-
-
-def test_planted_fake_latents_are_counted_exactly() -> None:
-    # Of eight latents two always fire on random tokens and never on text, one fires always on both.
-    random = constant([1, 1, 1, 0, 0, 0, 0, 0])
-    own = constant([0, 0, 1, 1, 0.2, 0, 0, 0])
-    rng = np.random.default_rng(0)
-    value, interval = fake_ratio(random, own, fires_often(0.1), all_of(random), rng)
-    # Every sequence says the same, and so does every resample.
-    assert (value, interval) == (3 / 8, (3 / 8, 3 / 8, None))
-
-
-def test_a_dense_latent_is_not_fake_where_text_is_compared() -> None:
-    random = constant([1, 1, 1, 0, 0, 0, 0, 0])
-    own = constant([0, 0, 1, 1, 0.2, 0, 0, 0])
-    rng = np.random.default_rng(0)
-    value, interval = fake_ratio(random, own, fires_more_than_on_text(0.1, 2.0), all_of(random), rng)
-    assert (value, interval) == (2 / 8, (2 / 8, 2 / 8, None))
-
-
-def test_silent_latents_give_zero() -> None:
-    silent = constant([0, 0, 0, 0])
-    for condition in (fires_often(0.1), fires_more_than_on_text(0.1, 2.0)):
-        value, interval = fake_ratio(silent, silent, condition, all_of(silent), np.random.default_rng(0))
-        assert (value, interval) == (0, (0, 0, None))
-
-
-def test_the_denominator_is_the_subset() -> None:
-    # Among the alive (0, 2, 3) one of three is fake; latent 1 is fake but not among them.
-    random = constant([1, 1, 0, 0])
-    own = constant([0.1, 0, 0.5, 1])
-    alive = own.rates > 0
-    value, interval = fake_ratio(random, own, fires_often(0.1), alive, np.random.default_rng(0))
-    assert value == pytest.approx(1 / 3)
-    assert interval[:2] == pytest.approx((1 / 3, 1 / 3))
-
-
-def test_a_borderline_latent_widens_the_interval_by_itself_alone() -> None:
-    # Latent 0 fires everywhere in 8 of 60 rows: .133 of tokens. A resample draws Binomial(60, .133) of
-    # those rows; at most 6 (a rate of at most .1) has probability .27, so both answers are inside 95 %.
-    latents = torch.zeros(ROWS, CONTEXT, 4)
-    latents[:8, :, 0] = 1.0
-    latents[:, :, 1] = 1.0
-    random = Exceedances(ROWS, 4, 0.0)
-    random.add(0, latents, torch.ones(ROWS, CONTEXT, dtype=torch.bool))
-    own = constant([0, 0, 0, 0], rows=70)
-    for condition in (fires_often(0.1), fires_more_than_on_text(0.1, 2.0)):
-        value, interval = fake_ratio(random, own, condition, all_of(random), np.random.default_rng(0))
-        assert (value, interval) == (0.5, (0.25, 0.5, None))
-
-
-def test_the_interval_follows_the_text_too() -> None:
-    # Random tokens say .5 for certain; on text latent 0 fires in 15 of 60 rows, .25 of tokens: twice
-    # that is just .5, and half of the resamples of the text fall on either side.
-    latents = torch.zeros(ROWS, CONTEXT, 2)
-    latents[:15, :, 0] = 1.0
-    own = Exceedances(ROWS, 2, 0.0)
-    own.add(0, latents, torch.ones(ROWS, CONTEXT, dtype=torch.bool))
-    random = constant([0.5, 0])
-    among = all_of(random)
-    _, interval = fake_ratio(random, own, fires_more_than_on_text(0.1, 2.0), among, np.random.default_rng(0))
-    assert interval == (0, 0.5, None)
-    _, interval = fake_ratio(random, own, fires_often(0.1), among, np.random.default_rng(0))
-    assert interval == (0.5, 0.5, None)
-
-
-def test_few_sequences_give_a_value_without_an_interval() -> None:
-    random, own = constant([1, 0], rows=49), constant([0, 0])
-    value, interval = fake_ratio(random, own, fires_often(0.1), all_of(random), np.random.default_rng(0))
-    assert value == 0.5
-    assert interval == (None, None, "49 sequences; an interval needs at least 50")
+def test_errors_are_the_larger_of_clustered_and_binomial() -> None:
+    # Four rows of ten tokens. Latent 0 fires on all tokens of two rows: rate .5, residuals ±5 of 10,
+    # SE² = 4/3 · 4 · 25 / 40² = 1/12. Latent 1 fires on five tokens of each row: no spread over rows, so the
+    # binomial error at (20 + ½)/41 = ½: SE² = ¼/40. Latent 2 never fires: p = ½/41, SE² = p(1 − p)/40.
+    latents = torch.zeros(4, 10, 3)
+    latents[:2, :, 0] = 1.0
+    latents[:, :5, 1] = 1.0
+    counts = Exceedances(4, 3)
+    counts.add(0, latents, torch.ones(4, 10, dtype=torch.bool))
+    p = 0.5 / 41
+    np.testing.assert_allclose(counts.errors**2, [1 / 12, 0.25 / 40, p * (1 - p) / 40], rtol=1e-12)

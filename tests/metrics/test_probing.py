@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from sae_faithful.metrics.intervals import percentile_interval
 from sae_faithful.metrics.probing import (
     PROBE_METRICS,
     ProbeMetric,
@@ -58,7 +59,31 @@ def test_the_auc_of_a_draw_without_a_class_is_left_out() -> None:
     values = resampled_metric("auc", labels, scores, np.array([[2.0, 0.0], [1.0, 1.0]]))
     assert np.isnan(values[0])
     assert values[1] == 1
-    assert texts_interval(values, 50)[:2] == (1, 1)
+
+
+def test_the_interval_of_an_auc_is_symmetric_in_its_log_odds() -> None:
+    labels = np.repeat([0, 1], [40, 10])
+    # Logits of the draws are ln 4 ± 1: their standard deviation, n − 1 below, is √2; t(.975, 49) = 2.009575.
+    draws = 1 / (1 + np.exp(-(np.log(4) + np.array([-1.0, 1.0]))))
+    low, high, _ = texts_interval("auc", 0.8, np.array([*draws, np.nan]), labels)
+    assert low is not None
+    assert high is not None
+    half = 2.009575 * 2**0.5
+    assert np.log(low / (1 - low)) == pytest.approx(np.log(4) - half, abs=1e-5)
+    assert np.log(high / (1 - high)) == pytest.approx(np.log(4) + half, abs=1e-5)
+
+
+def test_an_auc_of_one_counts_as_half_a_pair_from_it() -> None:
+    labels = np.repeat([0, 1], [40, 10])
+    # 400 pairs: 1 becomes 1 − 1/800, its log odds ln 799; the other draw's are 0.
+    low, high, _ = texts_interval("auc", 1.0, np.array([1.0, 0.5]), labels)
+    assert low is not None
+    assert high is not None
+    half = 2.009575 * np.log(799) / 2**0.5
+    assert np.log(low / (1 - low)) == pytest.approx(np.log(799) - half, abs=1e-4)
+    assert 0.999 < high < 1
+    # Every draw alike shows no spread.
+    assert texts_interval("auc", 1.0, np.ones(5), labels)[:2] == (1, 1)
 
 
 def test_paired_bootstrap_by_hand() -> None:
@@ -71,9 +96,10 @@ def test_paired_bootstrap_by_hand() -> None:
     assert first.tolist() == [1, 0.5, 0]
     # Paired: the second text alone decides the difference.
     assert (both - first).tolist() == [0, 0.5, 1]
-    # Quantiles .025 and .975 of 0, .5, 1.
-    interval = texts_interval(both - first, 50)
-    assert interval[:2] == pytest.approx((0.025, 0.975))
+    # Tails for 50 texts: t(.975, 49) = 2.009575, times √(50/49) is 2.029977, and Φ(−2.029977) = .02118: that quantile
+    # of 0, .5, 1, and the one as far from the other end.
+    interval = percentile_interval(both - first, 50)
+    assert interval[:2] == pytest.approx((0.02118, 0.97882), abs=1e-5)
 
 
 def test_draws_are_shared_and_as_large_as_the_test_set() -> None:
@@ -107,7 +133,7 @@ def test_one_sae_and_few_texts_give_a_reason() -> None:
     assert one == (None, None, "one SAE says nothing about the spread between SAEs")
     few = (None, None, "49 test texts; an interval needs at least 50")
     assert nested_interval([0.5, 0.6], np.zeros((3, 2)), 49) == few
-    assert texts_interval(np.zeros(3), 49) == few
+    assert texts_interval("accuracy", 0.0, np.zeros(3), np.arange(49) % 2) == few
 
 
 def coverage(n_saes: int, spread: float, n_simulations: int) -> float:

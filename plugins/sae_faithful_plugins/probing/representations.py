@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sae_faithful import derive_seed
+from sae_faithful.metrics.random_sae import RandomTopK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,42 +79,6 @@ def batches(
             tokens[i, lengths[row] + 1 :] = ids[row][-1] if len(ids[row]) else bos_token_id
         yield TextBatch(rows, tokens, lengths[rows])
         start = stop
-
-
-@dataclass(eq=False)
-class RandomTopK:
-    """A randomly initialised SAE: as many Gaussian unit directions, of which the k most active fire.
-
-    k is the SAE's own, or its mean number of active latents on the first texts, so that any architecture has
-    a counterpart of its own sparsity.
-    """
-
-    d_in: int
-    d_sae: int
-    k: int
-    seed: int
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """Equal for equal latents."""
-        return (self.d_sae, self.k, self.seed)
-
-    @cached_property
-    def directions(self) -> Float[torch.Tensor, "d_sae d_in"]:
-        """Encoder rows."""
-        import torch
-
-        rng = np.random.default_rng(self.seed)
-        rows = rng.standard_normal((self.d_sae, self.d_in), np.float32)
-        return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-    def encode(self, activations: Float[torch.Tensor, "tokens d_in"]) -> Float[torch.Tensor, "tokens d_sae"]:
-        """Latents, at most k of them above 0."""
-        import torch
-
-        projected = activations.float() @ self.directions.T.to(activations.device)
-        top = projected.topk(min(self.k, self.d_sae), dim=-1)
-        return torch.zeros_like(projected).scatter_(-1, top.indices, top.values.clamp(min=0))
 
 
 @dataclass(eq=False)

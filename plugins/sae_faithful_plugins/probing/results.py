@@ -67,7 +67,7 @@ class Scored:
         for representation, key in keys.items():
             for metric in PROBE_METRICS:
                 value, resampled = self.metrics[metric, key]
-                interval = texts_interval(resampled, self.n)
+                interval = texts_interval(metric, value, resampled, self.labels)
                 yield self._row(metric, value, interval, self.n, representation, **where)
 
     def rows_of_sae(self, handle: SAEHandle, keys: Mapping[str, Key]) -> Iterator[EvalResult]:

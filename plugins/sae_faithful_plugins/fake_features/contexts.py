@@ -1,0 +1,110 @@
+"""The most fake latents and where in real text they are most active, so that a person can judge them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_faithful import Artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sae_faithful import EvalContext
+    from sae_faithful.metrics.fake_ratio import Criterion
+    from sae_faithful_plugins.fake_features.counting import Meaningless, OwnText
+
+TOKENS_AROUND = 10
+LATENTS_IN_TEXT = 3
+Document = dict[str, Any]
+
+
+def fake_latents(
+    measured: Sequence[tuple[OwnText, Meaningless]], criterion: Criterion, n: int, context: EvalContext
+) -> Iterator[Artifact]:
+    """Each SAE's `n` most fake latents with their strongest contexts, and a few of them to read."""
+    saes = [_most_fake(own, random, criterion, n, context) for own, random in measured]
+    rule = (
+        f"fires on more than {criterion.tau:g} of random tokens and on more than {criterion.ratio:g} times "
+    )
+    rule += "the share of its own held-out text"
+    yield Artifact(name="fake_latents", kind="json", content={"fake": rule, "saes": saes})
+    first = {(sae["source"], sae["hook"], sae["variant"]): sae for sae in reversed(saes)}
+    lines = [line for sae in reversed(first.values()) for line in _lines(sae)]
+    yield Artifact(name="fake_latents", kind="text", content="\n".join(lines) + "\n")
+
+
+def _most_fake(
+    own: OwnText, random: Meaningless, criterion: Criterion, n: int, context: EvalContext
+) -> Document:
+    """Latents by how far their rate is above what makes it fake; those that never fire on real text apart."""
+    rates, own_rates = random.any.rates, own.firings.rates
+    # Positive exactly for fake latents; where none is fake, the nearest to it come first.
+    margin = rates - np.maximum(criterion.tau, (criterion.ratio or 0) * own_rates)
+    shown = [int(j) for j in np.argsort(-margin, kind="stable") if own.alive[j]][:n]
+    fake = margin > 0
+    latents = [
+        {
+            "latent": j,
+            "fake": bool(fake[j]),
+            "rate_random": float(rates[j]),
+            "rate_own": float(own_rates[j]),
+            "contexts": _contexts(own, j, context),
+        }
+        for j in shown
+    ]
+    return {
+        **own.handle.identity,
+        "n_fake": int(fake.sum()),
+        "n_fake_and_never_on_text": int((fake & ~own.alive).sum()),
+        "latents": latents,
+    }
+
+
+def _contexts(own: OwnText, latent: int, context: EvalContext) -> list[Document]:
+    assert own.strongest is not None
+    found: list[Document] = []
+    for activation, row, position in zip(
+        own.strongest.values[latent], own.strongest.rows[latent], own.strongest.positions[latent], strict=True
+    ):
+        if activation > 0:
+            ids = own.tokens.rows(int(row), int(row) + 1)[0]
+            start = max(0, position - TOKENS_AROUND)
+            found.append(
+                {
+                    "activation": float(activation),
+                    "before": _text(ids[start:position], context),
+                    "token": _text(ids[position : position + 1], context),
+                    "after": _text(ids[position + 1 : position + 1 + TOKENS_AROUND], context),
+                    "row": int(row),
+                    "position": int(position),
+                }
+            )
+    return found
+
+
+def _text(ids: np.ndarray, context: EvalContext) -> str:
+    """Tokens as text; their ids where the model came without a tokenizer."""
+    tokenizer = context.language_model.tokenizer
+    return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids.tolist()))
+
+
+def _lines(sae: Document) -> list[str]:
+    place = f"{sae['source']}, {sae['hook']}, {sae['variant']}, seed {sae['seed']}"
+    head = f"Most fake latents of {place} ({sae['n_fake']} are fake"
+    if sae["n_fake_and_never_on_text"]:
+        head += f", {sae['n_fake_and_never_on_text']} of them never fire on real text"
+    lines = [head + "), each with its strongest place in real text:", ""]
+    for latent in sae["latents"][:LATENTS_IN_TEXT]:
+        rates = (
+            f"fires on {latent['rate_random']:.1%} of random tokens, {latent['rate_own']:.1%} of real text"
+        )
+        strongest = latent["contexts"][0]
+        text = f"{strongest['before']}«{strongest['token']}»{strongest['after']}"
+        shown = " ".join(text.split()).replace("`", "'")
+        verdict = "" if latent["fake"] else " (not fake)"
+        lines.append(
+            f"- latent {latent['latent']}{verdict} {rates}; {strongest['activation']:.2f} at `{shown}`"
+        )
+    return [*lines, ""]

@@ -1,0 +1,37 @@
+"""Tokens that mean nothing: random ones, and real text out of order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_faithful import TokenSet, derive_seed
+
+if TYPE_CHECKING:
+    from sae_faithful import EvalContext
+
+
+def random_tokens(context: EvalContext, n_tokens: int) -> TokenSet:
+    """Rows of BOS and uniformly random ordinary tokens: at least `n_tokens` of them, BOS not counted.
+
+    Rows are as long as those the SAEs were trained on.
+    """
+    context_size = next(iter(context.held_out.values())).context_size
+    rng = np.random.default_rng(derive_seed(context.seed, "fake_features", "tokens"))
+    n_rows = -(-n_tokens // (context_size - 1))
+    return TokenSet.from_rows(context.language_model.random_rows(n_rows, context_size, rng))
+
+
+def shuffled_tokens(context: EvalContext, source: str, n_tokens: int) -> TokenSet:
+    """A source's held-out rows with their ordinary tokens permuted over all of them.
+
+    Special tokens stay where they are, so that rows keep their BOS. Unigram frequencies are the text's own;
+    everything else that it says is gone. Of the rows, as many as hold `n_tokens` tokens, or all there are.
+    """
+    rows = context.held_out[source].rows()
+    ordinary = ~np.isin(rows, context.language_model.special_token_ids)
+    rng = np.random.default_rng(derive_seed(context.seed, "fake_features", "shuffled", source))
+    rows[ordinary] = rng.permutation(rows[ordinary])
+    enough = int(np.searchsorted(ordinary.sum(axis=1).cumsum(), n_tokens)) + 1
+    return TokenSet.from_rows(rows[:enough])
