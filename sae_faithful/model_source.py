@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import tempfile
@@ -107,11 +108,16 @@ def reinitialise(model: HookedRootModule, seed: int) -> None:
             for name, weights in model.model.named_parameters():
                 weights.copy_(drawn[name])
         elif isinstance(model, HookedTransformer):
-            for name, weights in model.named_parameters():
+            # Drawn on the CPU in float32, so that a seed means the same weights on any device, in any dtype.
+            fresh = copy.deepcopy(model).to("cpu", print_details=False).float()
+            for name, weights in fresh.named_parameters():
                 # TransformerLens draws matrices only and takes for granted that scales are 1 and biases 0.
                 weights.fill_(1.0 if name.endswith(".w") else 0.0)
-            model.cfg.seed = None  # its own would override ours
-            model.init_weights()
+            fresh.cfg.seed = None  # its own would override ours
+            fresh.init_weights()
+            drawn = dict(fresh.named_parameters())
+            for name, weights in model.named_parameters():
+                weights.copy_(drawn[name])
         else:
             raise UsageError(
                 f"model_init: random is for AutoModelForCausalLM and HookedTransformer, not {type(model).__name__}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from sae_faithful.evaluation import checked, observe
 from sae_faithful.interfaces import EvalContext, EvalResult, RunError, UsageError
@@ -38,6 +39,8 @@ class Watch:
     """With their small budgets."""
     held_out: Mapping[str, TokenSet]
     """The first held-out rows of every source and dataset."""
+    sources: Sequence[str]
+    """All sources, as the full evaluators know them."""
     language_model: LanguageModel
     seed: int
     batch_rows: int
@@ -48,10 +51,12 @@ def watch_texts(
     plan: Plan, config: ExperimentConfig, model: LanguageModel, held_out: Mapping[str, TokenSet]
 ) -> Watch:
     """The plan's monitors, and as much of each held-out text as the config lets them see."""
-    rows = max(1, config.monitor_tokens // config.context_size)
+    # Two at least: some measures compare two halves of a text.
+    rows = max(2, config.monitor_tokens // config.context_size)
     return Watch(
         evaluators=plan.monitors,
         held_out={name: tokens.head(rows) for name, tokens in held_out.items()},
+        sources=[text.name for text in plan.sources],
         language_model=model,
         seed=config.seed,
         batch_rows=evaluation_rows(config),
@@ -65,11 +70,12 @@ def evaluation_rows(config: ExperimentConfig) -> int:
 
 
 @dataclass
-class Firings:
+class Cost:
     """How often one monitor ran, and for how long."""
 
     seconds: list[float] = field(default_factory=list[float])
-    skipped: int = 0
+    """Of each firing."""
+    left_out: int = 0
 
 
 class Monitors:
@@ -86,7 +92,7 @@ class Monitors:
         self.saes = saes
         self.rows: list[dict[str, Any]] = []
         """Every result so far, with the number of the call that gave it."""
-        self.firings = {planned.name: Firings() for planned in watch.evaluators}
+        self.costs = {planned.name: Cost() for planned in watch.evaluators}
         self._calls = 0
         self._started = self._training = 0.0
 
@@ -132,29 +138,40 @@ class Monitors:
     @property
     def seconds(self) -> float:
         """Time spent so far."""
-        return sum(sum(one.seconds) for one in self.firings.values())
+        return sum(sum(one.seconds) for one in self.costs.values())
+
+    def report_cost(self) -> None:
+        """Say what the monitors cost, where there are any."""
+        if not self.watch.evaluators:
+            return
+        share = self.seconds / self._training
+        counts = ", ".join(
+            times_fired(name, len(one.seconds), one.left_out) for name, one in self.costs.items()
+        )
+        log.info("saes/%s: monitors took %.1f %% of training time: %s", self.source, 100 * share, counts)
+        if share > SHARE_OF_TRAINING:
+            # Each fires once whatever it costs: that is how its cost becomes known.
+            name = max(self.costs, key=lambda name: sum(self.costs[name].seconds))
+            log.warning(
+                "saes/%s: more than 5 %%, the most of it for '%s'; give it a smaller budget",
+                self.source,
+                name,
+            )
 
     def write(self, folder: Path) -> None:
         """Where there are monitors: `SOURCE.jsonl` with every result, `SOURCE.json` with what it cost."""
         if not self.watch.evaluators:
             return
-        share = self.seconds / self._training
-        counts = ", ".join(
-            f"{name} {len(one.seconds)}×"
-            + (f" ({one.skipped} left out for their cost)" if one.skipped else "")
-            for name, one in self.firings.items()
-        )
-        log.info("saes/%s: monitors took %.1f %% of training time: %s", self.source, 100 * share, counts)
         others = [row for row in read_monitor_rows(folder, self.source) if not self._is_about(row)]
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in others + self.rows]
         write_text(folder / f"{self.source}.jsonl", "".join(lines))
         cost = {
-            "share_of_training_time": share,
+            "share_of_training_time": self.seconds / self._training,
             "seconds": self.seconds,
             "training_seconds": self._training,
-            "fired": {name: len(one.seconds) for name, one in self.firings.items()},
-            "left_out": {name: one.skipped for name, one in self.firings.items()},
+            "fired": {name: len(one.seconds) for name, one in self.costs.items()},
+            "left_out": {name: one.left_out for name, one in self.costs.items()},
         }
         write_json(folder / f"{self.source}.json", cost)
 
@@ -163,13 +180,13 @@ class Monitors:
         left = SHARE_OF_TRAINING * (time.monotonic() - self._started - self.seconds) - self.seconds
         due: list[PlannedEvaluator] = []
         for planned in self.watch.evaluators:
-            firings = self.firings[planned.name]
-            cost = firings.seconds[-1] if firings.seconds else 0.0
+            seconds = self.costs[planned.name].seconds
+            cost = seconds[-1] if seconds else 0.0
             if cost <= max(left, 0.0):
                 left -= cost
                 due.append(planned)
             else:
-                firings.skipped += 1
+                self.costs[planned.name].left_out += 1
         return due
 
     def _fire(
@@ -191,35 +208,48 @@ class Monitors:
                 for name, planned in self.saes.items()
             ],
             held_out=watch.held_out,
-            sources=[self.source],
+            sources=watch.sources,
             language_model=watch.language_model,
             seed=watch.seed,
         )
-        observers = {planned.name: list(planned.evaluator.observers(context)) for planned in due}
+        observers = {planned.name: self._observers(planned, context) for planned in due}
         observe(
-            [one for group in observers.values() for one in group],
+            [one for group in observers.values() for one in group or ()],
             context, watch.batch_rows, watch.seqpos_slice, progress=False,
         )  # fmt: skip
         shared = (time.monotonic() - begun) / len(due)
         rows: list[EvalResult] = []
         for planned in due:
             begun = time.monotonic()
-            try:
-                rows += self._rows(planned, context, observers[planned.name])
-            except (RunError, UsageError) as error:
-                # Hours of training are worth more than one look at them.
-                log.warning("saes/%s: monitor %s: %s", self.source, planned.name, error)
-            self.firings[planned.name].seconds.append(shared + time.monotonic() - begun)
+            group = observers[planned.name]
+            if group is not None:
+                rows += self._rows(planned, context, group)
+            self.costs[planned.name].seconds.append(shared + time.monotonic() - begun)
         return rows
+
+    def _observers(self, planned: PlannedEvaluator, context: EvalContext) -> list[Any] | None:
+        try:
+            return list(planned.evaluator.observers(context))
+        except (RunError, UsageError) as error:
+            self._warn(planned, error)
+            return None
 
     def _rows(
         self, planned: PlannedEvaluator, context: EvalContext, observers: Sequence[Any]
     ) -> list[EvalResult]:
-        return [
-            checked(replace(result, evaluator=planned.name))
-            for result in planned.evaluator.evaluate(context, observers)
-            if isinstance(result, EvalResult) and result.value is not None
-        ]
+        try:
+            return [
+                checked(replace(result, evaluator=planned.name))
+                for result in planned.evaluator.evaluate(context, observers)
+                if isinstance(result, EvalResult) and result.value is not None
+            ]
+        except (RunError, UsageError) as error:
+            self._warn(planned, error)
+            return []
+
+    def _warn(self, planned: PlannedEvaluator, error: Exception) -> None:
+        """Hours of training are worth more than one look at them."""
+        log.warning("saes/%s: monitor %s: %s", self.source, planned.name, error)
 
     def _is_about(self, row: Mapping[str, Any]) -> bool:
         """Whether the row is of SAEs trained here; means of a source are of whatever was trained together."""
@@ -231,6 +261,11 @@ def read_monitor_rows(folder: Path, source: str) -> list[dict[str, Any]]:
     """What monitors of one source measured; nothing where there were none."""
     path = folder / f"{source}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def times_fired(name: str, fired: int, left_out: int) -> str:
+    """How often a monitor fired, in words."""
+    return f"{name} {fired}×" + (f" ({left_out} left out for their cost)" if left_out else "")
 
 
 def logged_names(rows: Sequence[EvalResult]) -> list[str]:
@@ -269,28 +304,26 @@ def _evaluating(runner: Any, saes: Sequence[Any]) -> Generator[None]:
     if logger.log_to_wandb:
         yield
         return
+    import wandb
     from sae_lens.config import LoggingConfig
 
     class NowhereConfig(LoggingConfig):
         def log(self, *args: Any, **kwargs: Any) -> None:
             """No artifacts: W&B would copy the weights even in its disabled mode."""
 
-    before = os.environ.get("WANDB_MODE")
-    os.environ["WANDB_MODE"] = "disabled"
     runner.cfg.logger = NowhereConfig(**asdict(replace(logger, log_to_wandb=True)))
     for sae in saes:
         # Nobody would see them, and numpy refuses a histogram of norms that are all but equal.
         sae.log_histograms = dict
+    # Not $WANDB_MODE: W&B reads the environment once a process.
+    silent = functools.partial(wandb.init, mode="disabled")
     try:
-        yield
+        with mock.patch.object(wandb, "init", silent):
+            yield
     finally:
         for sae in saes:
             del sae.log_histograms
         runner.cfg.logger = logger
-        if before is None:
-            del os.environ["WANDB_MODE"]
-        else:
-            os.environ["WANDB_MODE"] = before
 
 
 @contextlib.contextmanager

@@ -16,7 +16,13 @@ from sae_faithful.language_model import LanguageModel
 from sae_faithful.monitors import Monitors, watch_texts
 from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
-from sae_faithful.training import guard_against_nan, initialise, misleading_warnings_silenced, run_seeded
+from sae_faithful.training import (
+    guard_against_nan,
+    initialise,
+    mark_random_init,
+    misleading_warnings_silenced,
+    run_seeded,
+)
 
 if TYPE_CHECKING:
     from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
@@ -69,6 +75,7 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
             override_sae = initialise([planned])[planned.name]
         with misleading_warnings_silenced():
             super().__init__(cfg, override_dataset, model.model, override_sae)
+        mark_random_init(self.sae, model)
         guard_against_nan(self.sae, planned.name)
 
     def run(self) -> Any:
@@ -77,6 +84,7 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
             return run_seeded(super(), self.cfg.seed)
         with self._monitors.attached_to(self):
             sae = run_seeded(super(), self.cfg.seed)
+        self._monitors.report_cost()
         if self.cfg.output_path is not None:
             self._monitors.write(Path(self.cfg.output_path) / "monitors")
         return sae

@@ -166,7 +166,7 @@ class TokenSet:
         return whole
 
     def documents_as_given(self, bos_token_id: int) -> list[np.ndarray]:
-        """`documents`, each as often as the source gave it before it gave the last of them.
+        """`documents`, each as often as the source gave it before it gave a document that is not among them.
 
         A document that comes twice is trained on once, but it is a likely one: without its repeats a text is not
         quite a sample of what it came from.

@@ -73,8 +73,7 @@ def train_source(
     with misleading_warnings_silenced():
         modules = initialise(missing)
         for sae in missing:
-            # So that it is never measured on the trained weights by mistake.
-            modules[sae.name].cfg.metadata.random_init_seed = model.random_init_seed
+            mark_random_init(modules[sae.name], model)
             guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
         if len(missing) == 1:
             runner = _single_runner(
@@ -87,6 +86,7 @@ def train_source(
         with contextlib.nullcontext() if monitors is None else monitors.attached_to(runner):
             run_seeded(runner, config.seed)
     if monitors is not None:
+        monitors.report_cost()
         monitors.write(folder.monitors_dir)
     _keep(partial, missing, source, folder, inputs)
 
@@ -120,6 +120,11 @@ def run_seeded(runner: Any, seed: int) -> Any:
     except InterruptedException:
         # SAELens's SIGTERM; to everyone else an interruption is KeyboardInterrupt.
         raise KeyboardInterrupt from None
+
+
+def mark_random_init(sae: Any, model: LanguageModel) -> None:
+    """Let the SAE's metadata say which random weights it is for, lest it be measured on the trained ones."""
+    sae.cfg.metadata.random_init_seed = model.random_init_seed
 
 
 def guard_against_nan(sae: Any, name: str) -> None:

@@ -215,13 +215,13 @@ def test_a_monitor_stays_within_a_twentieth_of_training_time(
 
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    watch = Watch([PlannedEvaluator("slow", Slow(), {})], {}, language_model=None, seed=0, batch_rows=1)  # type: ignore[arg-type]
+    watch = Watch([PlannedEvaluator("slow", Slow(), {})], {}, [], language_model=None, seed=0, batch_rows=1)  # type: ignore[arg-type]
     monitors = Monitors(watch, "faithful", {})
     for _ in range(5):
         now += 30.0
         monitors._of_multi({}, None, {}, {})
-    firings = monitors.firings["slow"]
-    assert (len(firings.seconds), firings.skipped) == (fired, left_out)
+    seen = monitors.costs["slow"]
+    assert (len(seen.seconds), seen.left_out) == (fired, left_out)
 
 
 @pytest.mark.usefixtures("unlimited")
@@ -329,3 +329,47 @@ def test_the_command_line_says_what_monitors_cost(watched: dict[str, Any], tmp_p
     result = CliRunner().invoke(main, ["train", str(path)])
     assert result.exit_code == 0, result.stderr
     assert "saes/faithful: monitors took " in result.stderr
+
+
+@pytest.mark.usefixtures("unlimited")
+def test_a_monitor_that_cannot_start_does_not_end_the_training_either(
+    watched: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**watched, "monitors": [{"ood_score": {"reference": "nowhere"}}, "reconstruction"]}
+    folder = run(ExperimentConfig.from_dict(config), until="saes")
+    assert len(trained_weights(folder)) == 2
+    assert "saes/faithful: monitor ood_score: " in caplog.text
+
+
+@pytest.mark.usefixtures("unlimited")
+def test_a_run_without_wandb_does_not_silence_the_next_one_with_it(
+    watched: dict[str, Any], tmp_path: Path
+) -> None:
+    """W&B reads its environment once a process; an offline run after a silent one must still write its files."""
+    import os
+    import subprocess
+    import sys
+
+    script = tmp_path / "two_runs.py"
+    script.write_text(
+        "import json, sys\n"
+        "from sae_faithful import ExperimentConfig, run\n"
+        "for name, on in (('silent', False), ('logged', True)):\n"
+        "    config = json.loads(sys.argv[1])\n"
+        "    config['logger']['log_to_wandb'] = on\n"
+        "    config['logger']['log_weights_to_wandb'] = False\n"
+        "    run(ExperimentConfig.from_dict(config), output=name, until='saes')\n"
+    )
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    config = {**watched, "monitors": ["reconstruction"], "model_name": watched["model_name"]}
+    config["logger"] = {**watched["logger"], "run_name": "tiny"}
+    # An artifact cannot be named after a path: any name will do for what is found by its path from here.
+    (tmp_path / "tiny").symlink_to(watched["model_name"])
+    config["model_name"] = "tiny"
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(config)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2_000:]
+    # One run: the one that was to be logged.
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sae_faithful import ExperimentConfig, PluginTrainingRunner, TokenSet, UsageError, run
+from sae_faithful import ExperimentConfig, LanguageModel, PluginTrainingRunner, TokenSet, UsageError, run
 
 
 def stock_config(tiny_config: dict[str, Any], dataset_path: str) -> Any:
@@ -86,3 +87,10 @@ def test_data_given_in_code_is_used_untouched(tiny_config: dict[str, Any], tmp_p
     cfg.output_path = None
     runner = PluginTrainingRunner(cfg, override_dataset=rows)
     assert runner.activations_store.dataset is rows
+
+
+def test_an_sae_of_a_random_model_says_so(tiny_config: dict[str, Any]) -> None:
+    config = ExperimentConfig.from_dict({**tiny_config, "sae_seeds": [0], "model_init": "random"})
+    PluginTrainingRunner(config).run()
+    saved = json.loads((Path(tiny_config["output_path"]) / "cfg.json").read_text())
+    assert saved["metadata"]["random_init_seed"] == LanguageModel.from_config(config).random_init_seed

@@ -16,6 +16,7 @@ LEVEL = 0.95
 MIN_CLUSTERS = 50
 """Fewer sequences than this say too little about their own spread for an interval."""
 N_RESAMPLES = 2_000
+NO_SPREAD = "every resample gives the same value: it shows no spread"
 
 
 class Interval(NamedTuple):

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from sae_faithful.metrics.intervals import LEVEL, MIN_CLUSTERS, Interval, too_few_clusters
+from sae_faithful.metrics.intervals import LEVEL, MIN_CLUSTERS, NO_SPREAD, Interval, too_few_clusters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
-
-NO_SPREAD = "every resample gives the same value: it shows no spread"
 
 
 def jackknife(

@@ -11,6 +11,7 @@ from sae_faithful.metrics.intervals import (
     LEVEL,
     MIN_CLUSTERS,
     N_RESAMPLES,
+    NO_SPREAD,
     Interval,
     percentile_interval,
 )
@@ -88,7 +89,7 @@ def texts_interval(
 
     An AUC near 1 has a long tail downwards and none upwards, which resamples of few texts miss: its interval is
     logit(AUC) ± t · SD of the resamples' logits, back on the scale of the AUC (Pepe 2003, section 5.2.3). An AUC of
-    0 or 1 counts as half a pair of texts away from it.
+    0 or 1 counts as half a pair of texts away from it, and draws that are all alike show no spread.
     """
     n = len(labels)
     if n < MIN_CLUSTERS:
@@ -98,11 +99,13 @@ def texts_interval(
     positive = int(labels.sum())
     half_a_pair = 0.5 / (positive * (n - positive))
     draws = resampled[np.isfinite(resampled)]
+    if np.ptp(draws) == 0:
+        return Interval(None, None, NO_SPREAD)
     centre, logits = (special.logit(np.clip(one, half_a_pair, 1 - half_a_pair)) for one in (value, draws))
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * logits.std(ddof=1))
-    if half == 0:
-        return Interval(value, value)
-    return Interval(float(special.expit(centre - half)), float(special.expit(centre + half)))
+    # What half a pair took away at 0 and 1 is no reason to leave the value itself outside.
+    low, high = float(special.expit(centre - half)), float(special.expit(centre + half))
+    return Interval(min(low, value), max(high, value))
 
 
 def nested_interval(

@@ -62,10 +62,12 @@ class TokenErrors(NamedTuple):
         """(x − x̂)² of every dimension, ‖x − x̂‖, cos(x, x̂) (0 where either is zero), latents that are not 0."""
         import torch
 
-        own, sae = activations.double(), reconstruction.double()
+        own, sae = activations.double(), reconstruction.to(activations.device).double()
         squared = (own - sae).square()
         cosine = torch.nn.functional.cosine_similarity(own, sae, dim=-1)
-        return cls(squared, squared.sum(dim=-1).sqrt(), cosine, (latents != 0).sum(dim=-1))
+        # The SAE may be on another device than the model.
+        active = (latents != 0).sum(dim=-1).to(own.device)
+        return cls(squared, squared.sum(dim=-1).sqrt(), cosine, active)
 
 
 class ReconstructionSums:

@@ -31,7 +31,6 @@ r_ij = 0 is computed again in float64. So the proof rests on float64 alone, whos
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -39,8 +38,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sae_faithful.ops.directions import directions, exact_float32, tensor
+
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
     from jaxtyping import Float, Float64, Int
 
@@ -94,9 +95,9 @@ def match_features(
     ):
         if value < least:
             raise ValueError(f"{name} {value}: at least {least}")
-    with torch.no_grad(), _exact_float32():
-        kept_a, unit_a = _directions("a", _tensor(a))
-        kept_b, unit_b = _directions("b", _tensor(b).to(unit_a.device))
+    with torch.no_grad(), exact_float32():
+        kept_a, unit_a = directions("a", tensor(a))
+        kept_b, unit_b = directions("b", tensor(b).to(unit_a.device))
         if unit_a.shape[1] != unit_b.shape[1]:
             raise ValueError(f"a has {unit_a.shape[1]} dimensions and b {unit_b.shape[1]}")
         turned = len(kept_a) > len(kept_b)
@@ -107,38 +108,6 @@ def match_features(
         order = np.argsort(cols)
         rows, cols, cosine = cols[order], rows[order], cosine[order]
     return Matching(kept_a[rows], kept_b[cols], cosine, certified, gap, rounds)
-
-
-@contextmanager
-def _exact_float32() -> Generator[None]:
-    """No TF32 or bfloat16 products, which the user may have allowed: the rounding bound is float32's."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _tensor(matrix: torch.Tensor | np.ndarray) -> torch.Tensor:
-    return matrix if isinstance(matrix, torch.Tensor) else torch.tensor(matrix)
-
-
-def _directions(
-    name: str, matrix: torch.Tensor
-) -> tuple[Int[np.ndarray, " kept"], Float64[torch.Tensor, "kept d"]]:
-    """Rows that are not zero, and their directions."""
-    if matrix.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(matrix.shape)}: rows of directions are wanted")
-    if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(f"{name} has invalid numeric entries (infinite or NaN)")
-    kept = matrix.any(dim=1).nonzero().squeeze(1)
-    unit = matrix[kept].double()
-    if unit.numel():
-        # First by the largest entry: the squares of tiny numbers are zero.
-        unit /= unit.abs().amax(dim=1, keepdim=True)
-        unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-    return kept.cpu().numpy(), unit
 
 
 class _Problem:

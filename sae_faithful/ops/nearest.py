@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-# The same rounding-free unit rows and float32 products as the matching's.
-from sae_faithful.ops.assignment import (
-    _directions,  # pyright: ignore[reportPrivateUsage]
-    _exact_float32,  # pyright: ignore[reportPrivateUsage]
-    _tensor,  # pyright: ignore[reportPrivateUsage]
-)
+from sae_faithful.ops.directions import directions, exact_float32, tensor
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -36,10 +31,10 @@ def nearest_cosines(
     """
     if block < 1:
         raise ValueError(f"block {block}: at least 1")
-    with torch.no_grad(), _exact_float32():
-        given_a, given_b = _tensor(a), _tensor(b)
-        kept_a, unit_a = _directions("a", given_a)
-        kept_b, unit_b = _directions("b", given_b.to(unit_a.device))
+    with torch.no_grad(), exact_float32():
+        given_a, given_b = tensor(a), tensor(b)
+        kept_a, unit_a = directions("a", given_a)
+        kept_b, unit_b = directions("b", given_b.to(unit_a.device))
         if unit_a.shape[1] != unit_b.shape[1]:
             raise ValueError(f"a has {unit_a.shape[1]} dimensions and b {unit_b.shape[1]}")
         of_a, of_b = np.full(len(given_a), -np.inf), np.full(len(given_b), -np.inf)

@@ -21,7 +21,8 @@ Row = dict[str, Any]
 
 MONITORS = (
     "The same evaluators inside training, on fewer tokens and at most a few steps before its end: a last value outside "
-    "the full interval is sampling error or those last steps."
+    "the full interval is sampling error, those last steps, or, where a number depends on how many tokens were seen "
+    "(`alive` latents, `firing_shift`), that."
 )
 
 

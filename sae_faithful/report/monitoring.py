@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful.monitors import read_monitor_rows
+from sae_faithful.monitors import read_monitor_rows, times_fired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,22 +16,12 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 SAME = (
-    "evaluator",
-    "metric",
-    "subset",
-    "condition",
-    "source",
-    "hook",
-    "variant",
-    "seed",
-    "other_seed",
-    "dataset",
-)
+    "evaluator", "metric", "subset", "condition", "source", "hook", "variant", "seed", "other_seed", "dataset",
+)  # fmt: skip
 """What a monitor's row and a full evaluator's row of the same number agree on."""
 
-
 FARTHEST_NAMED = 3
-"""The others are in `monitors/SOURCE.jsonl`."""
+"""A line should be read: the others are in `monitors/SOURCE.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +62,18 @@ def monitor_lines(folder: RunFolder, sources: Sequence[str], rows: Sequence[Row]
 
 def _line(source: str, cost: Mapping[str, Any], values: Sequence[LastValue]) -> str:
     fired = ", ".join(
-        f"{name} {times}×"
-        + (f" ({cost['left_out'][name]} left out for their cost)" if cost["left_out"][name] else "")
-        for name, times in cost["fired"].items()
+        times_fired(name, times, cost["left_out"][name]) for name, times in cost["fired"].items()
     )
     line = f"- {source}: {fired}; {100 * cost['share_of_training_time']:.1f} % of training time."
     if not values:
         return f"{line} No full evaluator has an interval to hold the last values against."
-    outside = [value for value in values if not value.inside]
-    line += (
-        f" {len(values) - len(outside)} of {len(values)} last values lie inside the full evaluator's interval"
-    )
-    return line + ("." if not outside else f"; outside: {'; '.join(map(_comparison, outside))}.")
+    outside = sorted((value for value in values if not value.inside), key=lambda value: -value.distance)
+    inside = len(values) - len(outside)
+    line += f" {inside} of {len(values)} last values lie inside the full evaluator's interval"
+    if not outside:
+        return f"{line}."
+    farthest = "; ".join(map(_comparison, outside[:FARTHEST_NAMED]))
+    return f"{line}; {'farthest outside' if len(outside) > FARTHEST_NAMED else 'outside'}: {farthest}."
 
 
 def _comparison(value: LastValue) -> str:

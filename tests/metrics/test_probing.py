@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from sae_faithful.metrics.intervals import percentile_interval
+from sae_faithful.metrics.intervals import NO_SPREAD, percentile_interval
 from sae_faithful.metrics.probing import (
     PROBE_METRICS,
     ProbeMetric,
@@ -81,9 +81,12 @@ def test_an_auc_of_one_counts_as_half_a_pair_from_it() -> None:
     assert high is not None
     half = 2.009575 * np.log(799) / 2**0.5
     assert np.log(low / (1 - low)) == pytest.approx(np.log(799) - half, abs=1e-4)
-    assert 0.999 < high < 1
-    # Every draw alike shows no spread.
-    assert texts_interval("auc", 1.0, np.ones(5), labels)[:2] == (1, 1)
+    # ln 799 + half is far beyond 1 − 1/800, and the value itself, 1, is inside.
+    assert high == 1
+    # Every draw alike shows no spread, whatever the rounding of its log odds.
+    for positive in (17, 30, 50):
+        labels = np.repeat([0, 1], [100 - positive, positive])
+        assert texts_interval("auc", 1.0, np.ones(2_000), labels) == (None, None, NO_SPREAD)
 
 
 def test_paired_bootstrap_by_hand() -> None:

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_faithful.ops import assignment
 from sae_faithful.ops.assignment import Matching, match_features
+from sae_faithful.ops.directions import directions
 
 EPS = 1e-6
 
@@ -248,9 +249,7 @@ def test_the_gap_bounds_what_any_assignment_lacks_at_any_prices(m: int) -> None:
     rng = np.random.default_rng(m)
     a, b = gaussian(rng, 60, m)
     cosine = cosines(a, b)
-    problem = assignment._Problem(
-        *(assignment._directions("", torch.tensor(side))[1] for side in (a, b)), 500
-    )
+    problem = assignment._Problem(*(directions("", torch.tensor(side))[1] for side in (a, b)), 500)
     found, beyond = assignment._best_candidates(problem, 5)
     candidates = assignment._Candidates.of(60, m, found)
     for _ in range(20):

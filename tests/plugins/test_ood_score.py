@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sae_faithful import EvalContext, LanguageModel, RunError, TokenSet, UsageError, load_plugins
+from sae_faithful.evaluation import observe
 from sae_faithful_plugins import ood_score
 from sae_faithful_plugins.ood_score import Halves, OODScore, Vectors
 
@@ -179,6 +180,17 @@ def test_every_text_gives_the_same_number_of_tokens(score: Callable[..., Any]) -
     assert found.row("nll", dataset="own")["reason"] == "5 sequences; an interval needs at least 50"
 
 
+def test_flaw_coverage_does_not_grow_with_the_text(score: Callable[..., Any]) -> None:
+    """Reference flaw: the more text, the more of the vocabulary it covers."""
+    # Uniform over 61 ids. Six rows of eleven tokens in a half of the short text, 600 in a half of the long one.
+    texts = {"own": varied(0, 3, 64, n_rows=1_200), "short": varied(1, 3, 64, n_rows=12)}
+    found = score(texts, "unigram")
+    long, short = (found.row("coverage", dataset=name) for name in texts)
+    assert long["n"] == short["n"] == 6 * 11
+    # 66 draws leave out each id with probability (60/61)^66 = .336; the SD of a coverage is below .04.
+    assert (long["value"], short["value"]) == pytest.approx((1 - 0.336, 1 - 0.336), abs=4 * 0.04)
+
+
 def test_results_do_not_depend_on_how_rows_are_batched(score: Callable[..., Any]) -> None:
     texts = {"own": varied(0, 3, 40), "far": varied(1, 20, 64)}
     results = [score(texts, batch_rows=size, n_vectors=200).rows for size in (7, 1_000)]
@@ -254,6 +266,28 @@ def test_a_document_whose_beginning_is_missing_is_no_sequence(one_hot_model: Lan
     assert [one.tolist() for one in found] == [[BOS, 8, 8, 8]] * 5
     # Its tokens count where no beginning is needed.
     assert halves.size("first") + halves.size("second") == 18
+
+
+def test_flaw_vectors_come_from_every_document_and_none_comes_twice(
+    plant: Callable[..., Any], one_hot_model: LanguageModel
+) -> None:
+    """Reference flaw: a cosine plot of one document, repeated."""
+    # 60 documents, each of ten times a word of its own: which one a vector comes from can be read off it.
+    words = np.arange(3, 63)
+    rows = np.repeat(words[:, None], 11, axis=1)
+    rows[:, 0] = BOS
+    texts = {"own": TokenSet.from_rows(rows)}
+    context = EvalContext(
+        handles=[plant(keeps(5), np.eye(VOCAB))], held_out=texts, sources=["own"],
+        language_model=one_hot_model, seed=7,
+    )  # fmt: skip
+    (observer,) = OODScore(scores=["knn"]).observers(context)
+    observe([observer], context, batch_rows=7, progress=False)
+    found = {half: observer.of_half(half).vectors.argmax(axis=1) for half in ("first", "second")}
+    for drawn in found.values():
+        # 30 documents of each half, every token of each once.
+        assert np.unique(drawn, return_counts=True)[1].tolist() == [10] * 30
+    assert set(found["first"]) | set(found["second"]) == set(words)
 
 
 def test_positions_that_the_host_leaves_out_give_no_vectors(one_hot_model: LanguageModel) -> None:

@@ -255,6 +255,9 @@ def test_flaw_sequences_count_by_their_tokens_and_not_equally(
     assert row_of(measured, "l0", seed=0)["value"] == pytest.approx(6 / 8)
     # Errors 2/8; variance 1 − (9/16 + 1/16) = 3/8.
     assert row_of(measured, "explained_variance", seed=0)["value"] == pytest.approx(1 - (2 / 8) / (3 / 8))
+    # Of 7 predictions one is made from nothing: padding after w6, of weight 1. Equal rows would make it one in two.
+    difference = row_of(measured, "ce_difference", seed=0)["value"]
+    assert difference == pytest.approx((UNIFORM_LOSS - math.log(TOTAL_WEIGHT)) / 7, abs=1e-6)
 
 
 def test_the_ce_loss_score_is_made_from_the_first_rows_only(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -72,7 +73,7 @@ class RandomSAE:
 
     hook: str
     sae: RandomTopK
-    _last: tuple[ActivationBatch, torch.Tensor] | None = None
+    _last: tuple[weakref.ref[ActivationBatch], torch.Tensor] | None = None
 
     @property
     def d_sae(self) -> int:
@@ -81,8 +82,10 @@ class RandomSAE:
 
     def latents(self, batch: ActivationBatch) -> torch.Tensor:
         """Its latents."""
-        if self._last is None or self._last[0] is not batch:
-            self._last = (batch, self.sae.encode(batch.activations))
+        if self._last is None or self._last[0]() is not batch:
+            # A batch holds every SAE's latents: kept alive, there would be two at once.
+            self._last = None
+            self._last = (weakref.ref(batch), self.sae.encode(batch.activations))
         return self._last[1]
 
 

@@ -121,13 +121,15 @@ def test_a_topk_sae_lends_its_k(one_hot_model: Any) -> None:
 
 
 def test_a_random_sae_encodes_a_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
+    class Seen:
+        def __init__(self) -> None:
+            self.activations = torch.randn(2, 3, 8)
 
     from sae_faithful.metrics.random_sae import RandomTopK
 
     sae = RandomTopK(8, 20, 3, seed=0)
     encoder = RandomSAE("hook", sae)
-    batches: list[Any] = [SimpleNamespace(activations=torch.randn(2, 3, 8)) for _ in range(2)]
+    batches: list[Any] = [Seen(), Seen()]
     first = encoder.latents(batches[0])
     assert encoder.latents(batches[0]) is first
     torch.testing.assert_close(encoder.latents(batches[1]), sae.encode(batches[1].activations))

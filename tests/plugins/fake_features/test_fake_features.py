@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_faithful import TokenSet, UsageError, load_plugins
+from sae_faithful import LanguageModel, TokenSet, UsageError, load_plugins
 from sae_faithful_plugins.fake_features import FakeFeatures
 
 VOCAB, BOS, EOS, PAD = 64, 0, 1, 2
@@ -275,6 +275,24 @@ def test_flaw_the_model_runs_once_for_all_saes(
     assert sorted(n for _, n in one_hot_model.passes) == [60, 100]
 
 
+def test_flaw_the_model_is_loaded_once_for_all_saes(
+    plant: Callable[..., Any], measure: Callable[..., Any], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference flaw: the model is loaded again for every SAE."""
+    import sae_lens.load_model
+
+    loads: list[Any] = []
+    load = sae_lens.load_model.load_model
+    monkeypatch.setattr(
+        sae_lens.load_model, "load_model", lambda *args, **kwargs: loads.append(args) or load(*args, **kwargs)
+    )
+    model = LanguageModel(tiny_llama, hooks=("model.layers.0",))
+    handles = [plant(EIGHT, seed=seed) for seed in range(3)]
+    # Random and shuffled tokens, the text itself and the contexts: all that there is to run.
+    measure(FakeFeatures(200), handles, {"faithful": own_text()}, language_model=model)
+    assert len(loads) == 1
+
+
 def test_results_do_not_depend_on_the_batches(plant: Callable[..., Any], measure: Callable[..., Any]) -> None:
     results = [
         measure(at_a_tenth(N_RANDOM), [plant(EIGHT)], {"faithful": own_text()}, batch_rows=n)
@@ -398,8 +416,8 @@ def test_in_training_there_is_no_work_for_baselines_and_contexts(
         for what in ("", "_borderline")
     }
     assert {row["condition"] for row in result.rows} == {"rate>0.1"}
-    # 2,000 random tokens in rows of ten, and the text; nothing else went through the model, nothing was drawn.
-    assert sorted(n for _, n in one_hot_model.passes) == [60, 200]
+    # 500 random tokens in rows of ten, and the text; nothing else went through the model, nothing was drawn.
+    assert sorted(n for _, n in one_hot_model.passes) == [50, 60]
     assert not (result.folder / "artifacts").exists()
 
 

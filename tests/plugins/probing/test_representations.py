@@ -99,6 +99,9 @@ def test_flaw_train_and_test_pool_different_lengths(pool: Callable[..., PooledTe
     part = [[5, 6], [7], [8, 9, 10, 11, 12, 13]]
     raw: Any = pool([*part, *part[::-1]]).matrix(("raw", HOOK))
     np.testing.assert_array_equal(raw[:3], raw[3:][::-1])
+    # In a part with a text ten times as long, too.
+    beside: Any = pool([*part, [14] * 60]).matrix(("raw", HOOK))
+    np.testing.assert_array_equal(beside[:3], raw[:3])
 
 
 def test_encoding_is_by_token_and_then_pooled(

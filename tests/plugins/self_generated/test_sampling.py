@@ -110,6 +110,39 @@ def test_flaw_the_models_own_generation_config_does_not_change_the_distribution(
     assert chi_square_p(counts, next_token_p(llama, prompt)) > IMPLAUSIBLE
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"top_p": 0.3}, {"min_p": 0.3}, {"typical_p": 0.3}, {"epsilon_cutoff": 0.04},
+        {"no_repeat_ngram_size": 1}, {"suppress_tokens": [20, 21, 22, 23]}, {"min_new_tokens": 12},
+    ],
+    ids=lambda own: next(iter(own)),
+)  # fmt: skip
+def test_flaw_nothing_is_taken_from_the_models_own_generation_config(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+) -> None:
+    """Reference flaw: whatever else stands in a generation_config changes the distribution too."""
+    import torch
+    from transformers import GenerationConfig
+
+    inner: Any = llama.model.model
+    plain = {"do_sample": True, "top_k": 0, "eos_token_id": EOS, "pad_token_id": EOS, "max_new_tokens": 12}
+    sampler = sampler_of(llama, max_new_tokens=12)
+
+    def drawn(config: dict[str, Any]) -> list[Any]:
+        """What plain `generate` draws, and what the sampler draws, under a config of the model's own."""
+        monkeypatch.setattr(inner, "generation_config", GenerationConfig(**config))
+        torch.manual_seed(3)
+        return [
+            inner.generate(torch.full((64, 1), BOS)).tolist(),
+            [document.tolist() for document in sampler.sample(64, 3)],
+        ]
+
+    (plain_before, before), (plain_after, after) = drawn(plain), drawn(plain | own)
+    assert plain_after != plain_before
+    assert after == before
+
+
 def test_the_models_own_generation_config_is_restored(llama: LanguageModel) -> None:
     inner: Any = llama.model.model
     own = inner.generation_config
