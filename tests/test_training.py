@@ -220,17 +220,22 @@ def test_a_diverging_run_stops_with_the_sae_and_the_step(tiny_config: dict[str, 
 def test_wandb_offline_does_not_change_the_weights(
     tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logging only; evaluations at SAELens's cadence would eat training tokens (they are off at this length)."""
+    """At every step SAELens may log and evaluate; its own evaluation would eat training tokens."""
+    import wandb
+
+    # W&B keeps the environment of the process's first run.
+    wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     off = run(ExperimentConfig.from_dict(tiny_config), output=tmp_path / "off", until="saes")
-    named = {**tiny_config, "model_name": tiny_config["model_name"]}
+    logger = {
+        "log_to_wandb": True, "wandb_project": "test", "wandb_log_frequency": 1, "eval_every_n_wandb_logs": 1,
+    }  # fmt: skip
     on = run(
-        ExperimentConfig.from_dict({**named, "logger": {"log_to_wandb": True, "wandb_project": "test"}}),
-        output=tmp_path / "on",
-        until="saes",
+        ExperimentConfig.from_dict({**tiny_config, "logger": logger}), output=tmp_path / "on", until="saes"
     )
+    wandb.teardown()
     place = ("faithful", "model.layers.0", "base", 0)
     assert_same_weights(weights(off.sae_dir(*place)), weights(on.sae_dir(*place)))
     assert list((tmp_path / "wandb").glob("offline-run-*"))
