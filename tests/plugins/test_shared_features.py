@@ -583,7 +583,23 @@ def test_random_dictionaries_share_nothing_and_neither_does_their_null(share: Ca
     null_cosine = measured.row("mean_matched_cosine_null", subset="all")["value"]
     assert cosine == pytest.approx(null_cosine, abs=0.05)
     reading = (measured.folder / "artifacts" / "reading.txt").read_text()
-    assert "does not tell sharing from chance" in reading
+    assert "seeds do not tell sharing from chance" in reading
+
+
+def test_the_reading_says_how_many_seeds_would_separate_an_sfr_from_its_null() -> None:
+    from sae_faithful import EvalResult
+    from sae_faithful_plugins.shared_features.rows import reading
+
+    common: dict[str, Any] = {"unit": "share of latents", "subset": "alive", "headline": True}
+    null = EvalResult(metric="sfr_null", value=0.0, ci_low=0.0, ci_high=0.0, **common)
+    row = EvalResult(metric="sfr", value=0.0555, ci_low=-0.0435, ci_high=0.1545, **common)
+    # Three seeds: t(.975, 2) = 4.303, so SE = .099 / 4.303 = .0230 and the spread over seeds .0230 · √3 = .0399.
+    # t · spread / √S is 3.182 · .0199 = .0634 for four seeds and 2.776 · .0178 = .0495 < .0555 for five.
+    (sentence,) = reading("here", "alive SFR", "sfr", [row, null], 3)
+    assert sentence.endswith("so 3 seeds do not tell sharing from chance; about 5 would, if it is as found.")
+    below = EvalResult(metric="sfr", value=-0.01, ci_low=-0.02, ci_high=0.0, **common)
+    (sentence,) = reading("here", "alive SFR", "sfr", [below, null], 3)
+    assert sentence.endswith("so 3 seeds do not tell sharing from chance.")
 
 
 def test_the_null_shows_what_few_dimensions_alone_make_similar(share: Callable[..., Any]) -> None:

@@ -110,7 +110,7 @@ class SharedFeatures:
         decoder = self._compare(context, pairs, *place.values(), top1=self.top1)
         rows = list(rows_of(decoder, matched_statistics(self.thresholds), place))
         yield from rows
-        sentences += reading(where, "alive SFR", "sfr", rows)
+        sentences += reading(where, "alive SFR", "sfr", rows, len(members))
         if self.top1:
             yield from rows_of(decoder, top1_statistics(self.thresholds), place)
         if self.encoder:
@@ -151,7 +151,7 @@ class SharedFeatures:
             rows_of(cross, matched_statistics(self.thresholds, "cross_", f"in SAEs of {other}"), place)
         )
         yield from rows
-        sentences += reading(where, "alive cross-source SFR", "cross_sfr", rows)
+        sentences += reading(where, "alive cross-source SFR", "cross_sfr", rows, len(seeds))
         for side, name in enumerate((other, source)):
             for member in of_seed[side].values():
                 yield cross_stability(cross, member.handle, side, name)

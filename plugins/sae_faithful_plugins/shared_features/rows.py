@@ -10,6 +10,7 @@ import numpy as np
 from sae_faithful import EvalResult, FeatureTable
 from sae_faithful.metrics.intervals import Interval, mean_interval
 from sae_faithful.metrics.matching import SUBSETS, mean_over_pairs, top1_ratio
+from sae_faithful.metrics.paired import seeds_to_decide, spread_over_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -154,7 +155,7 @@ def cross_stability(comparison: Comparison, handle: SAEHandle, side: int, other:
     return FeatureTable(handle=handle, columns={f"cross_stability.{other}": _share_above(np.stack(cosines))})
 
 
-def reading(where: str, what: str, metric: str, rows: Iterable[EvalResult]) -> Iterator[str]:
+def reading(where: str, what: str, metric: str, rows: Iterable[EvalResult], n_seeds: int) -> Iterator[str]:
     """Whether the SFR of alive latents at the papers' threshold stands above its null, with separated intervals.
 
     No sentence where that threshold was not asked for.
@@ -173,7 +174,13 @@ def reading(where: str, what: str, metric: str, rows: Iterable[EvalResult]) -> I
     elif row.ci_low > null.ci_high:
         yield f"{line}: above it, intervals separated."
     else:
-        yield f"{line}: the intervals overlap, so this budget does not tell sharing from chance."
+        assert row.value is not None  # it has an interval
+        spread = spread_over_seeds(row.value, row.ci_low, n_seeds)
+        seeds = seeds_to_decide(row.value - null.ci_high, spread) if row.value > null.ci_high else None
+        yield (
+            f"{line}: the intervals overlap, so {n_seeds} seeds do not tell sharing from chance"
+            + (f"; about {seeds} would, if it is as found." if seeds is not None else ".")
+        )
 
 
 def _with_interval(row: EvalResult) -> str:
