@@ -144,7 +144,6 @@ def test_wandb_gets_plugin_metric_source_hook_variant_seed(
         until="saes",
     )
     place = f"faithful/{HOOK}/base"
-    Path("/tmp/h/keys.txt").write_text("\n".join(sorted(logged)))
     for name in (
         f"fake_features/ffr/{place}/0", f"fake_features/ffr_contrast.alive/{place}/1",
         f"shared_features/sfr.alive/{place}/0-1", f"reconstruction/explained_variance/{place}/1",
