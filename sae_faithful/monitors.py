@@ -140,16 +140,20 @@ class Monitors:
         """Time spent so far."""
         return sum(sum(one.seconds) for one in self.costs.values())
 
+    @property
+    def share(self) -> float:
+        """`seconds` by those that training itself took; known when it is over."""
+        return self.seconds / self._training
+
     def report_cost(self) -> None:
         """Say what the monitors cost, where there are any."""
         if not self.watch.evaluators:
             return
-        share = self.seconds / self._training
         counts = ", ".join(
             times_fired(name, len(one.seconds), one.left_out) for name, one in self.costs.items()
         )
-        log.info("saes/%s: monitors took %.1f %% of training time: %s", self.source, 100 * share, counts)
-        if share > SHARE_OF_TRAINING:
+        log.info("saes/%s: monitors took %.1f %% of training time: %s", self.source, 100 * self.share, counts)
+        if self.share > SHARE_OF_TRAINING:
             # Each fires once whatever it costs: that is how its cost becomes known.
             name = max(self.costs, key=lambda name: sum(self.costs[name].seconds))
             log.warning(
@@ -167,7 +171,7 @@ class Monitors:
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in others + self.rows]
         write_text(folder / f"{self.source}.jsonl", "".join(lines))
         cost = {
-            "share_of_training_time": self.seconds / self._training,
+            "share_of_training_time": self.share,
             "seconds": self.seconds,
             "training_seconds": self._training,
             "fired": {name: len(one.seconds) for name, one in self.costs.items()},
