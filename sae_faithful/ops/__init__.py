@@ -7,11 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_faithful.ops.assignment import Matching, match_features
+    from sae_faithful.ops.decode import decode_entries, sparse_decode
+    from sae_faithful.ops.encode import sparse_encode
+    from sae_faithful.ops.entries import Entries
     from sae_faithful.ops.nearest import nearest_cosines
+    from sae_faithful.ops.outer import sparse_outer
+    from sae_faithful.ops.topk import two_stage_topk
 
-_HOMES = {"Matching": "assignment", "match_features": "assignment", "nearest_cosines": "nearest"}
+# Files are not called as their functions are: a submodule, once imported, would hide the function.
+_HOMES = {
+    "Entries": "entries",
+    "Matching": "assignment",
+    "decode_entries": "decode",
+    "match_features": "assignment",
+    "nearest_cosines": "nearest",
+    "sparse_decode": "decode",
+    "sparse_encode": "encode",
+    "sparse_outer": "outer",
+    "two_stage_topk": "topk",
+}
 
-__all__ = ["Matching", "match_features", "nearest_cosines"]
+__all__ = [
+    "Entries",
+    "Matching",
+    "decode_entries",
+    "match_features",
+    "nearest_cosines",
+    "sparse_decode",
+    "sparse_encode",
+    "sparse_outer",
+    "two_stage_topk",
+]
 
 
 def __getattr__(name: str) -> Any:
