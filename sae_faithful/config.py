@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 DEFAULT_HOOK = LanguageModelSAERunnerConfig.hook_name
 BASE_VARIANT = "base"
+FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass
@@ -33,7 +34,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     Everything that can be said in a file is checked by `from_dict`; plugins and model by `sae_faithful.run`.
 
     Raises:
-        UsageError: a name that cannot be a folder's, repeated seeds, hooks that contradict each other.
+        UsageError: a name that cannot be a folder's, repeated seeds, hooks that contradict each other,
+            `fused_adam` on a device without it.
     """
 
     dataset_trust_remote_code: bool = False
@@ -61,6 +63,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
 
     threads: int | None = None
     """PyTorch's CPU threads; default: PyTorch's own choice. Results are bit-identical at equal thread counts."""
+    fused_adam: bool = False
+    """PyTorch's fused Adam kernel: one pass over the parameters in place of several; differs in rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +76,11 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         self.hook_names = list(dict.fromkeys(self.hook_names)) or [self.hook_name]
         self.hook_name = self.hook_names[0]
         self.variants = dict(self.variants) or {BASE_VARIANT: {}}
+        if self.fused_adam and str(self.device).partition(":")[0] not in FUSED_ADAM_DEVICES:
+            choices = ", ".join(FUSED_ADAM_DEVICES)
+            raise UsageError(
+                f"fused_adam: not for device '{self.device}'; devices with the kernel: {choices}"
+            )
         self.sources = {name: _spec(f"sources.{name}", spec) for name, spec in self.sources.items()}
         self.datasets = {name: _spec(f"datasets.{name}", spec) for name, spec in self.datasets.items()}
         for name in [*self.sources, *self.datasets, *self.variants]:

@@ -14,6 +14,7 @@ from sae_faithful.data import load_tokens
 from sae_faithful.interfaces import UsageError
 from sae_faithful.language_model import LanguageModel
 from sae_faithful.monitors import Monitors, watch_texts
+from sae_faithful.optimizer import choose_adam
 from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
 from sae_faithful.training import (
@@ -77,6 +78,7 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
             super().__init__(cfg, override_dataset, model.model, override_sae)
         mark_random_init(self.sae, model)
         guard_against_nan(self.sae, planned.name)
+        choose_adam(self, fused=experiment.fused_adam)
 
     def run(self) -> Any:
         """Train and save as SAELens does; returns the trained SAE."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
 from sae_faithful.monitors import Monitors
+from sae_faithful.optimizer import choose_adam
 from sae_faithful.run_folder import PARTIAL_PREFIX
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def train_source(
         watch: what monitors look at; None where SAELens's own evaluation is left in place.
 
     Raises:
-        RunError: an SAE's loss is not finite (the SAE and the step are named).
+        RunError: an SAE's loss is not finite (the SAE and the step are named); see also `choose_adam`.
     """
     missing = [sae for sae in saes if not folder.finished(sae.step(source, inputs))]
     if not missing:
@@ -82,6 +83,7 @@ def train_source(
         else:
             runner = _multi_runner(missing, modules, config, model, dataset, partial, dataset_path)
         _name_run(runner.cfg, source, config, folder)
+        choose_adam(runner, fused=config.fused_adam)
         monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in missing})
         with contextlib.nullcontext() if monitors is None else monitors.attached_to(runner):
             run_seeded(runner, config.seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_faithful.ops.entries import Entries, check_indices, group_by_feature, implementation
+from sae_faithful.ops.entries import Entries, check_entries, group_by_feature, implementation
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ def sparse_decode(
 ) -> Float[torch.Tensor, "n d_in"]:
     """`out[n] = bias + Σ_j values[n, j] · weight[indices[n, j]]`, differentiable in all but the indices.
 
-    Sums are float32's (float64's where an input is float64), and gradients are bitwise reproducible: every
+    Sums are float32's (float64's where values or weight are), and gradients are bitwise reproducible: every
     feature's entries are added up in the order of the rows.
 
     Args:
@@ -37,13 +37,11 @@ def sparse_decode(
         In the dtype that values and weight promote to.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, indices that are not integers.
         IndexError: an index outside -1 … d_sae - 1.
     """
     if indices.shape != values.shape:
         raise ValueError(f"indices has shape {tuple(indices.shape)}, values {tuple(values.shape)}")
-    if weight.ndim != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: one direction a row is wanted")
     return decode_entries(Entries.of_rows(indices, len(weight)), values.reshape(-1), weight, bias)
 
 
@@ -59,6 +57,8 @@ def decode_entries(
         ValueError: shapes that do not fit.
         IndexError: as `sparse_decode`.
     """
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: one direction a row is wanted")
     if values.shape != entries.indices.shape:
         raise ValueError(f"{entries.indices.numel()} entries, but values has shape {tuple(values.shape)}")
     if len(weight) != entries.n_features:
@@ -77,7 +77,7 @@ def _decode(
     bias: torch.Tensor | None,
     by_feature: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    check_indices(indices, len(weight))
+    check_entries(indices, row_offsets, len(weight))
     dtype = torch.promote_types(values.dtype, weight.dtype)
     return implementation(weight, values).decode(indices, row_offsets, values, weight, bias, dtype)
 

@@ -35,7 +35,17 @@ def sparse_encode(
         weight: one reading direction a row (SAELens's `W_enc`, transposed).
         bias: SAELens's `b_enc`.
         shift: what was subtracted from the inputs (SAELens's `b_dec`), if it learns from that.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
+    n_rows, d_sae = entries.row_offsets.numel() - 1, entries.n_features
+    shapes = (values.shape, inputs.shape[:-1], weight.shape, bias.shape)
+    if shapes != (entries.indices.shape, (n_rows,), (d_sae, inputs.shape[-1]), (d_sae,)):
+        raise ValueError(
+            f"{entries.indices.numel()} entries in {n_rows} rows of {d_sae}, but values, inputs, weight and bias "
+            f"have shapes {', '.join(str(tuple(each.shape)) for each in (values, inputs, weight, bias))}"
+        )
     return _Encode.apply(values, inputs, weight, bias, shift, entries)  # pyright: ignore[reportReturnType]
 
 
@@ -65,11 +75,16 @@ class _Encode(torch.autograd.Function):
         entries = Entries(indices, row_offsets, len(weight), by_feature)
         g_inputs = decode_entries(entries, grad, weight).to(rows.dtype) if want_inputs else None
         g_weight, sums = sparse_outer(entries, grad, rows)
+        g_shift = None
+        if want_shift:
+            # A backward pass begun under autocast would round this product to its dtype.
+            with torch.autocast(weight.device.type, enabled=False):
+                g_shift = -(sums.to(weight.dtype) @ weight)
         return (
             None,
             g_inputs,
             g_weight.to(weight.dtype) if want_weight else None,
             sums.to(ctx.bias_dtype) if want_bias else None,
-            -(sums.to(weight.dtype) @ weight) if want_shift else None,
+            g_shift,
             None,
         )

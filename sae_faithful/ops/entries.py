@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRITON_FOUND = find_spec("triton") is not None
 
 CHECK_INDICES = "SAE_FAITHFUL_CHECK_INDICES"
-"""Set to 1, this environment variable has indices checked on a GPU too, where each check waits for it."""
+"""Set to 1, this environment variable has entries checked on a GPU too, where each check waits for it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,16 @@ class Entries:
 def group_by_feature(
     indices: Int[torch.Tensor, " nnz"], row_offsets: Int[torch.Tensor, " n_rows_and_1"], n_features: int
 ) -> list[torch.Tensor]:
-    """The entries in the order of their features, as the implementation for `indices`' device wants them."""
-    return implementation(indices).group_by_feature(indices, row_offsets, n_features)
+    """`[order, rows, features, starts]`, int32: the entries sorted by feature, where feature f's begin at `starts[f]`.
+
+    Entries of one feature stay in the order of the rows; the empty slots come before `starts[0]`. Nothing here waits
+    for a GPU.
+    """
+    features, order = torch.sort(indices.int(), stable=True)
+    # Row n holds the entries from row_offsets[n] on: the last offset that is not beyond an entry.
+    rows = torch.searchsorted(row_offsets.contiguous(), order, right=True, out_int32=True) - 1
+    each = torch.arange(n_features + 1, dtype=torch.int32, device=indices.device)
+    return [order.int(), rows, features, torch.searchsorted(features, each, out_int32=True)]
 
 
 def implementation(*tensors: torch.Tensor) -> Any:
@@ -78,9 +86,28 @@ def on_gpu(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda
 
 
-def check_indices(indices: Int[torch.Tensor, " nnz"], n_features: int) -> None:
-    """IndexError for an index outside -1 … n_features - 1; on a GPU only if `CHECK_INDICES` asks for it."""
-    if indices.numel() == 0 or (indices.is_cuda and os.environ.get(CHECK_INDICES) != "1"):
+def check_entries(
+    indices: Int[torch.Tensor, " nnz"], row_offsets: Int[torch.Tensor, " n_rows_and_1"], n_features: int
+) -> None:
+    """Refuse entries that are not as `Entries` says; on a GPU, which would have to be waited for, only if asked to.
+
+    Raises:
+        ValueError: indices of another dtype than int32 and int64, row offsets that do not lead from 0 to nnz.
+        IndexError: an index outside -1 … n_features - 1.
+    """
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"indices are {indices.dtype}: int32 or int64 is wanted")
+    if indices.is_cuda and os.environ.get(CHECK_INDICES) != "1":
+        return
+    nnz = indices.numel()
+    if not (
+        row_offsets.numel() > 0
+        and int(row_offsets[0]) == 0
+        and int(row_offsets[-1]) == nnz
+        and bool((row_offsets.diff() >= 0).all())
+    ):
+        raise ValueError(f"row_offsets must rise from 0 to the {nnz} entries")
+    if nnz == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(indices))
     if low < -1 or high >= n_features:

@@ -7,9 +7,10 @@ from collections.abc import Sequence  # noqa: TC003 - torch reads an operator's 
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from sae_faithful.ops.decode import decode_backward, decode_entries
-from sae_faithful.ops.entries import Entries, check_indices, group_by_feature, implementation
+from sae_faithful.ops.entries import Entries, check_entries, group_by_feature, implementation
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -49,7 +50,7 @@ def _outer(
     n_features: int,
     by_feature: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    check_indices(indices, n_features)
+    check_entries(indices, row_offsets, n_features)
     return implementation(rows, values).outer(values, rows, by_feature, n_features, rows.dtype)
 
 
@@ -82,9 +83,9 @@ def _backward(ctx: Any, g_out: torch.Tensor, g_sums: torch.Tensor) -> tuple[Any,
     if want_values:
         # Dot products of the rows with the features', as those that `values` of a decoder receive.
         plan = by_feature or group_by_feature(indices, row_offsets, ctx.n_features)
-        dots = decode_backward(rows, values, g_out, plan, True, False)[0]
-        sums = torch.where(indices >= 0, g_sums[indices.clamp(min=0)], 0)
-        g_values = dots + sums.to(dots.dtype)
+        dots = decode_backward(rows, values.to(g_sums.dtype), g_out, plan, True, False)[0]
+        # An empty slot, -1, takes the 0 that is put in front.
+        g_values = (dots + F.pad(g_sums, (1, 0))[indices + 1]).to(values.dtype)
     if want_rows:
         g_rows = decode_entries(entries, values, g_out).to(rows.dtype)
     return None, None, g_values, g_rows, None, [None] * len(by_feature)

@@ -1,6 +1,7 @@
 """Products with a sparse matrix without kernels of our own: `embedding_bag`, the fastest on a CPU.
 
-`sparse_triton` has the same functions for a GPU. Sums are float32's, or float64's where an input is.
+`sparse_triton` has the same functions for a GPU; `plan` is what `entries.group_by_feature` gives. Sums are float32's,
+or float64's where an input is.
 """
 
 from __future__ import annotations
@@ -14,24 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Float, Int
-
-
-def group_by_feature(
-    indices: Int[torch.Tensor, " nnz"], row_offsets: Int[torch.Tensor, " n_rows_and_1"], n_features: int
-) -> list[torch.Tensor]:
-    """`[order, rows, features, starts]`: the entries sorted by feature, where feature f's begin at `starts[f]`.
-
-    The empty slots come before `starts[0]`.
-    """
-    features, order = torch.sort(indices, stable=True)
-    n_rows = row_offsets.numel() - 1
-    rows = torch.repeat_interleave(
-        torch.arange(n_rows, device=indices.device), row_offsets.diff(), output_size=indices.numel()
-    )
-    starts = torch.searchsorted(
-        features, torch.arange(n_features + 1, device=indices.device, dtype=indices.dtype)
-    )
-    return [order, rows[order], features.long(), starts]
 
 
 def decode(
@@ -77,8 +60,7 @@ def outer(
     order, rows, features, starts = _without_empty_slots(plan)
     values = values[order]
     out = _bags(rows, rows_matrix, starts, values)
-    values = values.to(out.dtype)
-    sums = torch.bincount(features, weights=values, minlength=n_features).to(out.dtype)
+    sums = torch.bincount(features, weights=values.double(), minlength=n_features).to(out.dtype)
     return out.to(dtype), sums
 
 

@@ -102,12 +102,6 @@ class _KnownLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grads
         rows, weight = ctx.saved_tensors
-        want_shift = ctx.needs_input_grad[4]
         sums = grad.sum(0)
-        return (
-            None,
-            None,
-            (grad.to(rows.dtype).T @ rows).to(weight.dtype),
-            sums.to(ctx.bias_dtype),
-            -(sums.to(weight.dtype) @ weight) if want_shift else None,
-        )
+        g_shift = -(sums.to(weight.dtype) @ weight) if ctx.needs_input_grad[4] else None
+        return None, None, (grad.to(rows.dtype).T @ rows).to(weight.dtype), sums.to(ctx.bias_dtype), g_shift
