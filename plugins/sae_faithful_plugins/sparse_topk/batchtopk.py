@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
-from sae_faithful.ops import Entries
+from sae_faithful.ops import Entries, two_stage_topk
 from sae_faithful_plugins.sparse_topk.topk import SparseTopKTrainingSAE
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseTopKTrainingSAE):  
         to zero: nothing either way.
         """
         n_rows, d_sae = scores.shape
-        places = torch.topk(scores.flatten(), int(self.cfg.k * n_rows), sorted=False).indices.sort().values
+        places = two_stage_topk(scores.flatten(), int(self.cfg.k * n_rows))[1].sort().values
         rows = places // d_sae
         row_offsets = torch.searchsorted(rows, torch.arange(n_rows + 1, device=rows.device))
         return Entries(places % d_sae, row_offsets, d_sae), pre.flatten()[places]
