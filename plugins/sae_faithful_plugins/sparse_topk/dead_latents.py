@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeadLatents:
-    """The dead latents' pre-activations and weights, one latent a row of the weights."""
+    """The dead latents' weights, one latent a row."""
 
-    pre: Float[torch.Tensor, "n n_dead"]
-    """Pre-activations, already known, without a gradient."""
-    inputs: Float[torch.Tensor, "n d_in"]
-    """The encoder's inputs, `shift` subtracted."""
     W_enc: Float[torch.Tensor, "n_dead d_in"]
     b_enc: Float[torch.Tensor, " n_dead"]
-    shift: Float[torch.Tensor, " d_in"] | None
-    """What was subtracted from the inputs, if it learns from that."""
     W_dec: Float[torch.Tensor, "n_dead d_in"]
+    norms: Float[torch.Tensor, " n_dead"] | None
+    """The decoder's norms, where latents are compared by activation times norm."""
 
     def auxiliary_loss(
-        self, residual: Float[torch.Tensor, "n d_in"], norms: Float[torch.Tensor, " n_dead"] | None
+        self,
+        inputs: Float[torch.Tensor, "n d_in"],
+        shift: Float[torch.Tensor, " d_in"] | None,
+        residual: Float[torch.Tensor, "n d_in"],
     ) -> Float[torch.Tensor, ""]:
         """Squared error of the d_in / 2 highest dead latents in predicting what the living ones miss.
 
@@ -35,14 +34,20 @@ class DeadLatents:
         residual's variance, without a ReLU, and less for fewer than d_in / 2 dead latents.
 
         Args:
+            inputs: the encoder's, `shift` subtracted, without a gradient.
+            shift: what was subtracted, if it learns from that.
             residual: input minus reconstruction, without a gradient.
-            norms: the decoder's norms, where latents are compared by activation times norm.
         """
         n_dead, d_in = self.W_dec.shape
         half = d_in // 2
-        acts = _KnownLinear.apply(self.pre, self.inputs, self.W_enc, self.b_enc, self.shift)
+        bias = self.b_enc
+        if shift is not None:
+            # Subtracts 0, and gives the shift its gradient by one product of a vector: summed over tokens anyway.
+            bias = bias - (shift - shift.detach()) @ self.W_enc.T
+        acts = inputs @ self.W_enc.T + bias
         if n_dead > half:
-            acts = acts * _highest(self.pre if norms is None else self.pre * norms, half)
+            scores = acts.detach() if self.norms is None else acts.detach() * self.norms
+            acts = acts * _highest(scores, half)
         # Half of d_in latents are no longer few: here the dense product is the faster one.
         loss = (acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
         return min(n_dead / half, 1.0) * loss
@@ -77,31 +82,3 @@ class _RowsApart(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         # In place: `whole` was made by the sparse gradient for this, and nobody else holds it.
         return whole.index_add_(0, rows, part.to(whole.dtype)), None
-
-
-class _KnownLinear(torch.autograd.Function):
-    """`inputs @ W.T + b` whose value is known; the gradient to the shift is one product of a vector with W."""
-
-    @staticmethod
-    def forward(
-        pre: torch.Tensor,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        shift: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return pre.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        _, rows, weight, bias, _ = inputs
-        ctx.save_for_backward(rows, weight)
-        ctx.bias_dtype = bias.dtype
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = grads
-        rows, weight = ctx.saved_tensors
-        sums = grad.sum(0)
-        g_shift = -(sums.to(weight.dtype) @ weight) if ctx.needs_input_grad[4] else None
-        return None, None, (grad.to(rows.dtype).T @ rows).to(weight.dtype), sums.to(ctx.bias_dtype), g_shift

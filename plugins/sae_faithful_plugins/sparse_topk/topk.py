@@ -83,7 +83,6 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             norms = self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
             entries, chosen = self.choose(pre, pre if norms is None else pre * norms)
             entries = entries.grouped()
-            dead_pre = None if dead is None else pre[:, dead]
             del pre
         hidden = sparse_encode(entries, chosen, inputs, W_enc, self.b_enc, shift)
         acts = hidden.relu()
@@ -91,12 +90,12 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
 
         mse_loss = self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean()
         aux_loss = sae_out.new_tensor(0.0)
-        if dead is not None and dead_pre is not None:
-            latents = DeadLatents(dead_pre, inputs, dead_W_enc, self.b_enc[dead], shift, dead_W_dec)
-            residual = (step_input.sae_in - sae_out).detach()
-            aux_loss = self.cfg.aux_loss_coefficient * latents.auxiliary_loss(
-                residual, None if norms is None else norms[dead]
+        if dead is not None:
+            latents = DeadLatents(
+                dead_W_enc, self.b_enc[dead], dead_W_dec, None if norms is None else norms[dead]
             )
+            residual = (step_input.sae_in - sae_out).detach()
+            aux_loss = self.cfg.aux_loss_coefficient * latents.auxiliary_loss(inputs, shift, residual)
         return TrainStepOutput(
             sae_in=step_input.sae_in,
             sae_out=sae_out,
