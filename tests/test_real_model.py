@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
     "store_batch_size_prompts": 16,
     "lr": 1e-3,
     "seed": 0,
-    "sae": {"architecture": "topk", "d_sae": 256, "k": 16},
+    "sae": {"architecture": "sparse_topk", "d_sae": 256, "k": 16},
     "logger": {"log_to_wandb": False},
     "verbose": False,
     "sources": {"faithful": {"plugin": "self_generated", "n_tokens": 3_200, "batch_size": 64}},
