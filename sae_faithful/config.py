@@ -200,7 +200,7 @@ def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> A
     `d_in` may be left out: the model at the config's hook says it.
 
     Raises:
-        UsageError: unknown architecture or field, a value of the wrong type.
+        UsageError: unknown architecture or field, a value of the wrong type, a `k` that cannot be.
     """
     sae_class = training_config_class(sae.get("architecture"))
     hints = get_type_hints(sae_class)
@@ -213,6 +213,9 @@ def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> A
         checked["d_in"] = _d_in(config)
     if "d_sae" not in checked:
         raise UsageError("sae needs 'd_sae', the number of latents")
+    k = checked.get("k", 1)
+    if not 0 < k <= checked["d_sae"]:
+        raise UsageError(f"sae.k is {k}: of {checked['d_sae']} latents at least one and at most all are active")
     try:
         # `from_dict` restores the metadata that a config written by SAELens carries.
         extra = {} if metadata is None else {"metadata": metadata}

@@ -334,6 +334,12 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
 
 
 def _check_saelens_fields(config: ExperimentConfig, *, n_saes: int, packed: bool) -> None:
+    import torch
+
+    for name in ("device", "llm_device"):
+        device = getattr(config, name)
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise UsageError(f"{name} is '{device}', but PyTorch {torch.__version__} sees no such GPU here")
     buffer = config.n_batches_in_buffer * len(range(config.context_size)[slice(*config.seqpos_slice)])
     if buffer < config.train_batch_size_tokens:
         raise UsageError(

@@ -172,6 +172,23 @@ def test_a_variant_is_checked_as_the_sae_is(tiny_config: dict[str, Any], overrid
         plan_of(tiny_config, variants={"odd": override})
 
 
+@pytest.mark.parametrize("k", [0, -1, 97])
+@pytest.mark.parametrize("where", ["sae", "variants"])
+def test_a_k_that_cannot_be_is_refused(tiny_config: dict[str, Any], where: str, k: int) -> None:
+    sae = {**tiny_config["sae"], "k": k}
+    change = {"sae": sae} if where == "sae" else {"variants": {"base": {}, "other": {"k": k}}}
+    with pytest.raises(UsageError, match=rf"^sae\.k is {k}: of 96 latents at least one"):
+        plan_of(tiny_config, **change)
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"^device is 'cuda:1', but PyTorch \S+ sees no such GPU here"):
+        plan_of(tiny_config, device="cuda:1")
+
+
 def test_a_plugin_name_as_dataset_path_is_a_source_of_that_name(tiny_config: dict[str, Any]) -> None:
     plan = plan_of(tiny_config, sources={}, dataset_path="sized")
     assert [(text.name, text.plugin, text.n_tokens) for text in plan.sources] == [("sized", "sized", 2_000)]
