@@ -125,6 +125,24 @@ def top1_ratio(
     return float((weight * (nearest > threshold)).sum() / total) if total else 0.0
 
 
+def mean_max_cosine(nearest: Float[np.ndarray, " d_sae"], weights: Weights, subset: str) -> float:
+    """Mean over one SAE's latents of their largest cosine with any latent of the other: MMCS.
+
+    Σ_i w_i max_j cos(a_i, b_j) / Σ_i w_i (Cunningham et al. 2023, arXiv 2309.08600, who weigh all alike; Sharkey
+    et al. 2022). Signed, so that a feature's opposite is no match. Asymmetric: where B has all directions of A and
+    more, A in B is 1 and B in A is not. Higher is more alike. Zero for an empty subset.
+
+    Args:
+        nearest: each latent's largest cosine, −∞ where its direction is zero (`sae_faithful.ops.nearest_cosines`).
+        weights: of the same SAE.
+        subset: as in `Weights.of`; latents whose direction is zero are left out.
+    """
+    known = np.isfinite(nearest)
+    weight = weights.of(subset, known) * known
+    total = weight.sum()
+    return float((weight * np.where(known, nearest, 0)).sum() / total) if total else 0.0
+
+
 def mean_over_pairs(values: Mapping[tuple[int, int], float]) -> tuple[float, Interval]:
     """Mean of a statistic of pairs of SAEs, with its interval by the jackknife over seeds.
 

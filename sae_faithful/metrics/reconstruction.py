@@ -51,6 +51,9 @@ class TokenErrors(NamedTuple):
     norm: Float[torch.Tensor, "rows context"]
     cosine: Float[torch.Tensor, "rows context"]
     active: Int[torch.Tensor, "rows context"]
+    """How many latents are not 0."""
+    fired: Bool[torch.Tensor, "rows context d_sae"]
+    """Which they are; on the SAE's device."""
 
     @classmethod
     def of(
@@ -59,23 +62,25 @@ class TokenErrors(NamedTuple):
         reconstruction: Float[torch.Tensor, "rows context d_in"],
         latents: Float[torch.Tensor, "rows context d_sae"],
     ) -> TokenErrors:
-        """(x − x̂)² of every dimension, ‖x − x̂‖, cos(x, x̂) (0 where either is zero), latents that are not 0."""
+        """(x − x̂)² of each dimension, ‖x − x̂‖, cos(x, x̂) (0 where either is 0), latents that are not 0."""
         import torch
 
         own, sae = activations.double(), reconstruction.to(activations.device).double()
         squared = (own - sae).square()
         cosine = torch.nn.functional.cosine_similarity(own, sae, dim=-1)
+        fired = latents != 0
         # The SAE may be on another device than the model.
-        active = (latents != 0).sum(dim=-1).to(own.device)
-        return cls(squared, squared.sum(dim=-1).sqrt(), cosine, active)
+        active = fired.sum(dim=-1).to(own.device)
+        return cls(squared, squared.sum(dim=-1).sqrt(), cosine, active, fired)
 
 
 class ReconstructionSums:
-    """Sums of one SAE's errors and numbers of active latents."""
+    """Sums of one SAE's errors and numbers of active latents, and how often each latent was active."""
 
     def __init__(self, n_rows: int, d_in: int) -> None:
         self.errors = ClusterSums(n_rows, d_in)
         self.norms, self.cosines, self.active, self.tokens = (ClusterSums(n_rows, 1) for _ in range(4))
+        self.firings: Int[np.ndarray, " d_sae"] = np.zeros(1, np.int64)
 
     def add(self, first_row: int, errors: TokenErrors, mask: Bool[torch.Tensor, "rows context"]) -> None:
         """Take in some rows; only tokens where `mask` holds count."""
@@ -84,6 +89,8 @@ class ReconstructionSums:
         self.cosines.add(first_row, errors.cosine.where(mask, 0).sum(dim=1, keepdim=True))
         self.active.add(first_row, errors.active.where(mask, 0).sum(dim=1, keepdim=True))
         self.tokens.add(first_row, mask.sum(dim=1, keepdim=True))
+        firings = (errors.fired & mask.to(errors.fired.device)[..., None]).sum(dim=(0, 1))
+        self.firings = self.firings + firings.cpu().numpy()
 
 
 def explained_variance(
@@ -103,6 +110,29 @@ def explained_variance(
 
     n = len(sums.errors)
     return float(statistic(np.ones((1, n)))[0]), bootstrap_interval(statistic, n, rng)
+
+
+def fvu(
+    variance: ActivationVariance, sums: ReconstructionSums, rng: np.random.Generator
+) -> tuple[float, Interval]:
+    """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − x̄‖² = 1 − `explained_variance`; 0 is perfect.
+
+    Cunningham et al. (2023, arXiv 2309.08600) plot it against L0. Their x̄ is a batch's mean, this one the whole
+    text's. x̂ = x̄ everywhere gives 1; worse than that is above 1.
+    """
+    value, interval = explained_variance(variance, sums, rng)
+    if interval.low is None or interval.high is None:
+        return 1 - value, interval
+    return 1 - value, Interval(1 - interval.high, 1 - interval.low)
+
+
+def alive_features(sums: ReconstructionSums, firings: int) -> tuple[float, Interval]:
+    """How many latents were active (not 0) on more than `firings` tokens, as Cunningham et al. (2023) count them.
+
+    It grows with the number of tokens: no mean over them, and no interval.
+    """
+    reason = "how many latents fired often enough on these tokens is no estimate"
+    return float((sums.firings > firings).sum()), Interval(None, None, reason)
 
 
 def r2_per_dimension(variance: ActivationVariance, sums: ReconstructionSums) -> tuple[float, Interval]:

@@ -9,6 +9,7 @@ from sae_faithful.metrics.matching import (
     Match,
     Weights,
     match_directions,
+    mean_max_cosine,
     mean_over_pairs,
     random_directions_like,
     top1_ratio,
@@ -240,6 +241,47 @@ def test_top1_is_never_less_than_the_matched_share(rng: np.random.Generator) -> 
     for threshold in (0.5, 0.7, 0.9):
         both = [top1_ratio(side, Weights(np.ones(200)), threshold, "all") for side in nearest]
         assert min(both) >= shared(match, threshold) > 0
+
+
+# Mean of the nearest cosines
+
+
+def mmcs(a: np.ndarray, b: np.ndarray) -> float:
+    from sae_faithful.ops import nearest_cosines
+
+    return mean_max_cosine(nearest_cosines(a, b)[0], Weights(np.ones(len(a))), "all")
+
+
+def test_mmcs_by_hand_in_every_subset() -> None:
+    nearest = np.array([0.9, 0.5, -np.inf, -0.2])
+    weights = firing(0.1, 0.3, 0.4, 0.0)
+    # A row without a direction has no cosine, whatever it fires.
+    assert mean_max_cosine(nearest, weights, "all") == pytest.approx((0.9 + 0.5 - 0.2) / 3)
+    assert mean_max_cosine(nearest, weights, "alive") == pytest.approx((0.9 + 0.5) / 2)
+    assert mean_max_cosine(nearest, weights, "firing_weighted") == pytest.approx((0.09 + 0.15) / 0.4)
+
+
+@pytest.mark.parametrize("subset", ["all", "alive", "firing_weighted"])
+def test_mmcs_of_nothing_is_zero(subset: str) -> None:
+    assert mean_max_cosine(np.full(3, -np.inf), firing(0.5, 0, 0), subset) == 0
+
+
+def test_mmcs_with_itself_is_one_in_any_order_and_at_any_length(rng: np.random.Generator) -> None:
+    a = rng.standard_normal((100, D))
+    assert mmcs(a, a) == pytest.approx(1)
+    assert mmcs(a, a[rng.permutation(100)] * rng.uniform(0.1, 10, (100, 1))) == pytest.approx(1)
+
+
+def test_mmcs_sees_the_sign(rng: np.random.Generator) -> None:
+    assert mmcs(E, -E) == 0
+    a = rng.standard_normal((100, D))
+    # What is left is chance: the largest of 100 cosines that spread by 1/8.
+    assert mmcs(a, -a) < 0.5
+
+
+def test_mmcs_of_nested_dictionaries_is_one_one_way_only() -> None:
+    assert mmcs(E[:10], E[:40]) == 1
+    assert mmcs(E[:40], E[:10]) == 10 / 40
 
 
 # Means over pairs

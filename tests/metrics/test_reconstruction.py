@@ -11,10 +11,12 @@ from sae_faithful.metrics.reconstruction import (
     ActivationVariance,
     ReconstructionSums,
     TokenErrors,
+    alive_features,
     ce_difference,
     ce_loss_score,
     cosine,
     explained_variance,
+    fvu,
     kl,
     l0,
     l2,
@@ -311,3 +313,51 @@ def test_perplexity_and_its_bounds_are_exponentials_of_the_mean_losss() -> None:
     assert value == pytest.approx(np.exp(3))
     assert interval[:2] == pytest.approx((np.exp(3 - half), np.exp(3 + half)), rel=1e-4)
     assert perplexity(sums_of([2.0, 4.0]), sums_of([1.0, 1.0]))[1].low is None
+
+
+def test_fvu_of_the_identity_is_zero_and_of_the_mean_one() -> None:
+    x, mask = activations(), all_tokens()
+    assert fvu(*seen(x, x, mask), rng())[0] == pytest.approx(0)
+    mean = x.mean(dim=(0, 1)).expand_as(x)
+    assert fvu(*seen(x, mean, mask), rng())[0] == pytest.approx(1)
+    # Zero is farther off than the mean is: all of the mean square over its part about the mean.
+    nothing = fvu(*seen(x, torch.zeros_like(x), mask), rng())[0]
+    spread = (x - mean).square().mean()
+    assert nothing == pytest.approx(float(x.square().mean() / spread))
+    assert nothing > 1
+
+
+def test_fvu_and_its_bounds_are_one_minus_explained_variance_turned_round() -> None:
+    x = activations()
+    other = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    found = seen(x, other, all_tokens())
+    (lost, of_lost), (kept, of_kept) = fvu(*found, rng()), explained_variance(*found, rng())
+    assert (lost, of_lost.low, of_lost.high) == (1 - kept, 1 - of_kept.high, 1 - of_kept.low)
+    assert of_lost.low < lost < of_lost.high
+    few = [seen(x[:9], other[:9], all_tokens()[:9])]
+    assert fvu(*few[0], rng())[1].reason == "9 sequences; an interval needs at least 50"
+
+
+def test_latents_are_alive_above_ten_firings_where_tokens_count() -> None:
+    # 40 tokens in 4 rows. Latents fire on 10, on 11, on 11 of which one does not count, below 0 on 11, on none.
+    latents = torch.zeros(4, 10, 5)
+    flat = latents.view(40, 5)
+    flat[:10, 0] = 1
+    flat[:11, 1] = 1e-6
+    flat[29:40, 2] = 1
+    flat[3:14, 3] = -2
+    mask = torch.ones(4, 10, dtype=torch.bool)
+    mask[3, 9] = False
+    x = torch.zeros(4, 10, 1)
+    sums = ReconstructionSums(4, 1)
+    for start in (0, 2):
+        part = slice(start, start + 2)
+        sums.add(start, TokenErrors.of(x[part], x[part], latents[part]), mask[part])
+    assert sums.firings.tolist() == [10, 11, 10, 11, 0]
+    value, interval = alive_features(sums, 10)
+    assert (value, interval.low) == (2, None)
+    assert alive_features(sums, 9)[0] == 4
+    assert alive_features(sums, 0)[0] == 4
+    assert alive_features(sums, 11)[0] == 0
+    # As many as the numbers of active latents add up to.
+    assert sums.active.total[0] == sums.firings.sum()

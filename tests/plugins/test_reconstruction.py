@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -59,6 +60,7 @@ def test_explained_variance_l0_and_ce_loss_score_by_hand(
     # Predictions at w5 are the model's own, at w6 those of a zero activation: all of the ablated loss.
     # 9 w5 and 2 w6 predict something; the last w6 of a row has no next token.
     assert row_of(measured, "ce_loss_score", **place)["value"] == pytest.approx(9 / 11)
+    assert row_of(measured, "fvu", **place)["value"] == pytest.approx((1 / 4) / (3 / 8))
     assert row_of(measured, "l0", **place)["n"] == 60 * 12
     assert row_of(measured, "ce_loss_score", **place)["n"] == 60 * 11
 
@@ -152,10 +154,10 @@ def test_losses_with_bos_are_made_from_fewer_rows(keeps_five: SAEHandle, measure
     assert row_of(most, "kl", seed=0, condition=WITH_BOS)["n"] == 70
 
 
-ACTIVATION_SPACE = {"explained_variance", "r2_per_dimension", "l2", "cosine", "l0"}
+ACTIVATION_SPACE = {"explained_variance", "fvu", "r2_per_dimension", "l2", "cosine", "l0", "alive_features"}
 
 
-@pytest.mark.parametrize("option", ["ce_tokens", "bos_ce_tokens"])
+@pytest.mark.parametrize("option", ["ce_tokens", "bos_ce_tokens", "alive_firings"])
 def test_a_negative_number_of_tokens_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: -1 is below 0"):
         Reconstruction(**{option: -1})
@@ -173,6 +175,78 @@ def test_the_short_table_has_four_numbers_of_every_source_on_every_text(
         for text in texts
     }
     assert {(row["seed"], row["condition"]) for row in shown} == {(None, None)}
+
+
+# Sparsity against fidelity
+
+
+def test_features_are_alive_above_ten_firings_on_each_text(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    # Of 60 rows: w5 in all, w6 in 11, w7 in 10, w8 in none. A latent for each; w9's fires on BOS alone.
+    tokens = np.full((60, 4), 5)
+    tokens[:, 0], tokens[:11, 2], tokens[:10, 3] = BOS, 6, 7
+    encoder = identity_on(5, 6, 7, 8)
+    encoder[BOS, 9] = 1.0
+    handle = plant(encoder, np.eye(VOCAB))
+    texts = {"faithful": TokenSet.from_rows(tokens), "other": rows_of(BOS, 8, 8)}
+    measured = measure(Reconstruction(), [handle], texts)
+    row = row_of(measured, "alive_features", seed=0, dataset="faithful")
+    assert (row["value"], row["n"], row["unit"]) == (2, 180, "latents")
+    assert row_of(measured, "alive_features", seed=0, dataset="other")["value"] == 1
+    assert row_of(measured, "alive_features", seed=0, dataset="faithful", condition=WITH_BOS)["value"] == 3
+    lower = measure(Reconstruction(alive_firings=9), [handle], texts)
+    assert row_of(lower, "alive_features", seed=0, dataset="faithful")["value"] == 3
+
+
+def test_a_sweep_has_a_point_for_every_sae_on_every_text(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    handles = [
+        plant(identity_on(5)[:, :n], variant=variant, seed=seed)
+        for variant, n in (("wide", 64), ("narrow", 32))
+        for seed in (0, 1)
+    ]
+    for handle in handles:
+        if handle.variant == "wide":
+            handle.sae.cfg.metadata.training_architecture = "standard"
+            handle.sae.cfg.metadata.training_architecture_details = {"l1_coefficient": 3.2}
+    texts = {"faithful": rows_of(*THREE_FIVES_AND_A_SIX), "news": rows_of(BOS, 6, 6, 5)}
+    measured = measure(Reconstruction(), handles, texts)
+    points = json.loads((measured.folder / "artifacts/sweep.json").read_text())["points"]
+    assert [(point["dataset"], point["variant"], point["seed"]) for point in points] == [
+        (text, variant, seed) for text in texts for variant in ("narrow", "wide") for seed in (0, 1)
+    ]
+    first, wide = points[0], points[2]
+    # What its file does not say stays empty.
+    assert (first["architecture"], first["expansion"], first["alpha"], first["k"]) == (
+        "standard",
+        0.5,
+        None,
+        None,
+    )
+    assert (wide["d_sae"], wide["expansion"], wide["l1_coefficient"]) == (64, 1, 3.2)
+    assert wide["alpha"] == pytest.approx(3.2 / 64)
+    for name in ("l0", "fvu", "alive_features", "perplexity"):
+        row = row_of(measured, name, variant="narrow", seed=0, dataset="faithful")
+        assert (first[name], first[f"{name}_low"]) == (row["value"], row["ci_low"])
+    table = (measured.folder / "artifacts/sweep.txt").read_text().splitlines()
+    assert table[2] == (
+        "| source | hook | variant | architecture | expansion | l1_coefficient | alpha | l0 | fvu | alive_features "
+        "| perplexity | SAEs |"
+    )
+    # The means on the source's own text; 1/4 of tokens is lost, of a variance of 3/8.
+    assert table[4].startswith(f"| faithful | {HOOK} | narrow | standard | 0.5 |  |  | 0.75 | 0.6667 | 1 |")
+    assert table[5].startswith(f"| faithful | {HOOK} | wide | standard | 1 | 3.2 | 0.05 | 0.75 |")
+    assert len(table) == 6
+
+
+def test_one_variant_is_no_sweep_to_show(keeps_five: SAEHandle, measure: Callable[..., Any]) -> None:
+    measured = measure(Reconstruction(ce_tokens=0), [keeps_five], {"faithful": rows_of(BOS, 5, 6)})
+    artifacts = measured.folder / "artifacts"
+    assert [path.name for path in artifacts.iterdir()] == ["sweep.json"]
+    (point,) = json.loads((artifacts / "sweep.json").read_text())["points"]
+    assert "perplexity" not in point
 
 
 # Inside training
@@ -307,10 +381,13 @@ def test_per_sae_rows_have_intervals_over_sequences_that_hold_the_value(
     rows[:, 0] = BOS
     measured = measure(Reconstruction(), [keeps_five], {"faithful": TokenSet.from_rows(rows)})
     rows = [row for row in measured.rows if row["seed"] == 0]
-    # Nine measures, without and with BOS.
-    assert len(rows) == 2 * 9
+    # Eleven measures, without and with BOS.
+    assert len(rows) == 2 * 11
     for row in rows:
-        assert row["ci_low"] < row["value"] < row["ci_high"], row
+        if row["metric"] == "alive_features":
+            assert row["reason"] == "how many latents fired often enough on these tokens is no estimate"
+        else:
+            assert row["ci_low"] < row["value"] < row["ci_high"], row
     # L0 is a share of 880 tokens of .75 that fall independently: SE √(.75 · .25 / 880) = .0146, width about 4 SE.
     row = row_of(measured, "l0", seed=0)
     assert row["ci_high"] - row["ci_low"] == pytest.approx(4 * 0.0146, rel=0.3)
@@ -322,8 +399,9 @@ def test_fewer_than_fifty_sequences_give_a_reason_and_no_interval(
     held_out = {"faithful": rows_of(*THREE_FIVES_AND_A_SIX, n_rows=49)}
     measured = measure(Reconstruction(), [keeps_five], held_out)
     rows = [row for row in measured.rows if row["seed"] == 0 or row["source"] is None]
-    # Nine of the SAE and the model's own perplexity, without and with BOS.
-    assert len(rows) == 2 * 10
+    # Ten of the SAE and the model's own perplexity, without and with BOS.
+    rows = [row for row in rows if row["metric"] != "alive_features"]
+    assert len(rows) == 2 * 11
     for row in rows:
         assert (row["ci_low"], row["reason"]) == (None, "49 sequences; an interval needs at least 50")
 

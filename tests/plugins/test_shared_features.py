@@ -95,7 +95,7 @@ def test_permuted_copies_share_everything_in_every_comparison(
     for condition, metrics in (
         ("cosine>0.9", ("sfr", "encoder_sfr", "top1")),
         ("cosine>0.9, in SAEs of web", ("cross_sfr",)),
-        (None, ("mean_matched_cosine", "encoder_mean_matched_cosine")),
+        (None, ("mean_matched_cosine", "encoder_mean_matched_cosine", "mmcs")),
         ("in SAEs of web", ("cross_mean_matched_cosine",)),
     ):
         for metric in metrics:
@@ -129,7 +129,7 @@ def test_a_planted_fraction_is_recovered_exactly_in_every_comparison(
         for metric in ("sfr", "encoder_sfr", "top1"):
             row = measured.row(metric, source=source, condition="cosine>0.7", subset="all")
             assert row["value"] == pytest.approx(fraction)
-        for metric in ("mean_matched_cosine", "encoder_mean_matched_cosine"):
+        for metric in ("mean_matched_cosine", "encoder_mean_matched_cosine", "mmcs"):
             assert measured.row(metric, source=source, subset="all")["value"] == pytest.approx(fraction)
     cross = measured.row("cross_sfr", condition="cosine>0.7, in SAEs of web", subset="all")
     assert cross["value"] == pytest.approx(fraction)
@@ -386,6 +386,11 @@ def test_top1_is_counted_both_ways_without_one_to_one(share: Callable[..., Any])
     assert (row["value"], row["n"], row["headline"]) == (0.75, 2, False)
     assert sfr(measured) == 0.5
     assert measured.row("top1", condition="cosine>0.9", subset="all")["value"] == 0.5
+    # The mean of these cosines: 1 and .8 of A's, 1 and 0 of B's.
+    ways = [measured.row("mmcs", seed=i, other_seed=1 - i, subset="all") for i in (0, 1)]
+    assert [row["value"] for row in ways] == pytest.approx([0.9, 0.5])
+    row = measured.row("mmcs", subset="all")
+    assert (row["value"], row["n"], row["unit"]) == (pytest.approx(0.7), 2, "cosine")
 
 
 def test_top1_divides_by_the_latents_of_its_own_side(
@@ -641,6 +646,7 @@ def test_random_dictionaries_score_their_nulls_in_every_comparison(
         ("encoder_sfr", "cosine>0.9"),
         ("top1", "cosine>0.9"),
         ("cross_sfr", "cosine>0.9, in SAEs of web"),
+        ("mmcs", None),
         ("mean_matched_cosine", None),
         ("encoder_mean_matched_cosine", None),
         ("cross_mean_matched_cosine", "in SAEs of web"),
@@ -694,7 +700,7 @@ def test_headline_rows_are_those_of_the_papers_threshold(share: Callable[..., An
 # Options and monitors
 
 
-OPTIONAL = {"encoder": "encoder_", "top1": "top1", "cross_source": "cross_"}
+OPTIONAL = {"encoder": "encoder_", "top1": ("top1", "mmcs"), "cross_source": "cross_"}
 
 
 def test_what_is_switched_off_is_gone_and_changes_nothing_else(across: Callable[..., Any]) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sae_faithful import EvalResult, hookimpl
+from sae_faithful import Artifact, EvalResult, hookimpl
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful_plugins.reconstruction.observing import WITH_BOS, Observed
+from sae_faithful_plugins.reconstruction.sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 UNITS = {
     "explained_variance": "share",
+    "fvu": "share",
     "r2_per_dimension": "share",
     "l2": "activation units",
     "cosine": "cosine",
     "l0": "latents/token",
+    "alive_features": "latents",
     "ce_loss_score": "share",
     "ce_difference": "nats/token",
     "kl": "nats/token",
@@ -52,12 +55,14 @@ class Reconstruction:
     """Measure everything with BOS, too."""
     bos_ce_tokens: int = 10_000
     """Of these tokens, at most so many for the losses with BOS: one more whole forward an SAE; 0: none."""
+    alive_firings: int = 10
+    """A latent counts among `alive_features` if it fires on more tokens of a text than this."""
 
     monitor_budget: ClassVar[dict[str, Any]] = {"ce_tokens": 0, "bos": False}
     """Options inside training: what no whole forward is needed for."""
 
     def __post_init__(self) -> None:
-        for name in ("ce_tokens", "bos_ce_tokens"):
+        for name in ("ce_tokens", "bos_ce_tokens", "alive_firings"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
 
@@ -68,14 +73,17 @@ class Reconstruction:
             ce_tokens[WITH_BOS] = min(self.ce_tokens, self.bos_ce_tokens)
         hooks = dict.fromkeys(handle.hook for handle in context.handles)
         return [
-            Observed(hook, name, tokens, context, ce_tokens)
+            Observed(hook, name, tokens, context, ce_tokens, self.alive_firings)
             for hook in hooks
             for name, tokens in context.held_out.items()
         ]
 
-    def evaluate(self, context: EvalContext, observers: Sequence[Observed]) -> Iterator[EvalResult]:
-        """Rows of every text, of every SAE on every text, and of every source on every text."""
+    def evaluate(
+        self, context: EvalContext, observers: Sequence[Observed]
+    ) -> Iterator[EvalResult | Artifact]:
+        """Rows of every text, of every SAE on every text, and of every source on every text; the sweep."""
         texts: set[str] = set()
+        sweep = Sweep()
         values: dict[tuple[str, str | None, str, str, str, str], list[float]] = {}
         for observer in observers:
             if observer.dataset not in texts:
@@ -85,6 +93,7 @@ class Reconstruction:
                     yield measure.row(UNITS, dataset=observer.dataset)
             for handle in observer.handles:
                 for measure in observer.measures(handle, context.seed):
+                    sweep.add(handle, observer.dataset, measure)
                     yield measure.row(UNITS, dataset=observer.dataset, **handle.identity)
                     place = (handle.source, handle.hook, handle.variant, observer.dataset)
                     values.setdefault((measure.metric, measure.condition, *place), []).append(measure.value)
@@ -95,3 +104,4 @@ class Reconstruction:
                 ci_high=high, reason=reason, source=source, hook=hook, variant=variant, dataset=dataset,
                 condition=condition, headline=condition is None and metric in HEADLINES,
             )  # fmt: skip
+        yield from sweep.artifacts()

@@ -12,10 +12,12 @@ from sae_faithful.metrics.reconstruction import (
     ActivationVariance,
     ReconstructionSums,
     TokenErrors,
+    alive_features,
     ce_difference,
     ce_loss_score,
     cosine,
     explained_variance,
+    fvu,
     kl,
     l0,
     l2,
@@ -63,6 +65,7 @@ class Observed:
         tokens: the text.
         context: with the SAEs and the model.
         ce_tokens: for each condition to measure, how many tokens losses are made from (0: none).
+        alive_firings: a latent is alive if it fires more often than this.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class Observed:
         tokens: TokenSet,
         context: EvalContext,
         ce_tokens: Mapping[str | None, int],
+        alive_firings: int,
     ) -> None:
         self.hook = hook
+        self.alive_firings = alive_firings
         self.tokens = tokens
         self.dataset = dataset
         self.handles: list[SAEHandle] = [handle for handle in context.handles if handle.hook == hook]
@@ -117,13 +122,18 @@ class Observed:
             streams = partial(derive_seed, seed, "reconstruction")
             place = (self.dataset, *handle.key, *([condition] if condition else []))
             activation_space = {
-                "explained_variance": explained_variance(
-                    variance, sums, np.random.default_rng(streams("explained_variance", *place))
-                ),
+                # Of the same draws: one is exactly 1 − the other.
+                **{
+                    name: measure(
+                        variance, sums, np.random.default_rng(streams("explained_variance", *place))
+                    )
+                    for name, measure in {"explained_variance": explained_variance, "fvu": fvu}.items()
+                },
                 "r2_per_dimension": r2_per_dimension(variance, sums),
                 "l2": l2(sums),
                 "cosine": cosine(sums),
                 "l0": l0(sums),
+                "alive_features": alive_features(sums, self.alive_firings),
             }
             n_tokens = int(sums.tokens.total[0])
             for metric, (value, interval) in activation_space.items():

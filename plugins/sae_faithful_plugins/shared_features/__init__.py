@@ -90,6 +90,8 @@ class SharedFeatures:
                 place = {"source": source, "hook": hook, "variant": variant}
                 yield from self._within(context, place, members, sentences)
             for source, other in combinations(sources, 2) if self.cross_source else ():
+                if _fitted_once(sources[source]) or _fitted_once(sources[other]):
+                    continue
                 place = {"source": source, "hook": hook, "variant": variant}
                 yield from self._across(context, place, sources[source], sources[other], sentences)
         if sentences:
@@ -101,6 +103,8 @@ class SharedFeatures:
         """Every pair of seeds of one source."""
         where = "/".join(place.values())
         yield from _alive_rows(members, place)
+        if _fitted_once(members):
+            return
         if len(members) < 2:
             reason = f"{where} has one seed; sharing needs at least two"
             yield _not_measured("sfr", reason, place)
@@ -188,6 +192,11 @@ class OwnFirings:
     def encoder(self) -> Dictionary:
         """The SAE's encoder directions."""
         return Dictionary(self.handle.seed, self.handle.W_enc.float(), Weights(self.counts.rates))
+
+
+def _fitted_once(members: Sequence[OwnFirings]) -> bool:
+    """Whether they are one fit of a baseline, of which no other seed can be missing."""
+    return len(members) == 1 and members[0].handle.kind == "baseline"
 
 
 def _not_measured(

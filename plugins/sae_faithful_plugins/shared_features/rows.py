@@ -9,7 +9,7 @@ import numpy as np
 
 from sae_faithful import EvalResult, FeatureTable
 from sae_faithful.metrics.intervals import Interval, mean_interval
-from sae_faithful.metrics.matching import SUBSETS, mean_over_pairs, top1_ratio
+from sae_faithful.metrics.matching import SUBSETS, mean_max_cosine, mean_over_pairs, top1_ratio
 from sae_faithful.metrics.paired import seeds_to_decide, spread_over_seeds
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def matched_statistics(
 
 
 def top1_statistics(thresholds: Sequence[float]) -> Iterator[Statistic]:
-    """Share of latents whose nearest neighbour is above each threshold, both ways."""
+    """Share of latents whose nearest neighbour is above each threshold, and the mean of its cosine; both ways."""
     for subset in SUBSETS:
         for threshold in thresholds:
             yield Statistic(
@@ -77,6 +77,16 @@ def top1_statistics(thresholds: Sequence[float]) -> Iterator[Statistic]:
                     for nearest, weights in zip(pair.nearest or (), pair.weights, strict=True)
                 ),
             )
+        yield Statistic(
+            "mmcs",
+            subset,
+            None,
+            lambda pair, subset=subset: tuple(
+                mean_max_cosine(nearest, weights, subset)
+                for nearest, weights in zip(pair.nearest or (), pair.weights, strict=True)
+            ),
+            unit="cosine",
+        )
 
 
 def rows_of(
