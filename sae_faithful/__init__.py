@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sae_faithful.interfaces import (
         ActivationBatch,
         Artifact,
+        Baseline,
+        Directions,
         EvalContext,
         EvalResult,
         Evaluator,
@@ -40,6 +42,8 @@ __version__ = _version("sae-faithful")
 _HOMES = {
     "ActivationBatch": "interfaces",
     "Artifact": "interfaces",
+    "Baseline": "interfaces",
+    "Directions": "interfaces",
     "EvalContext": "interfaces",
     "EvalResult": "interfaces",
     "Evaluator": "interfaces",
@@ -65,6 +69,8 @@ _HOMES = {
 __all__ = [
     "ActivationBatch",
     "Artifact",
+    "Baseline",
+    "Directions",
     "EvalContext",
     "EvalResult",
     "Evaluator",

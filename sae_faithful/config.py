@@ -35,7 +35,7 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
 
     Raises:
         UsageError: a name that cannot be a folder's, repeated seeds, hooks that contradict each other,
-            `fused_adam` on a device without it.
+            too few `baseline_tokens`, `fused_adam` on a device without it.
     """
 
     dataset_trust_remote_code: bool = False
@@ -52,6 +52,11 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     """Named overrides of `sae`'s fields, trained in the same pass; default: `base: {}`."""
     evaluators: list[Any] = field(default_factory=list[Any])
     """What to measure: plugin names, or `{NAME: {option: value, ...}}`."""
+    baselines: list[Any] = field(default_factory=list[Any])
+    """Directions to measure beside the SAEs, fitted for each source and hook: plugin names, or
+    `{NAME: {option: value, ...}}`; another name than the plugin's takes `plugin: PLUGIN` among the options."""
+    baseline_tokens: int = 50_000
+    """Baselines are fitted to the activations at so many tokens of a source's training part."""
     monitors: list[Any] = field(default_factory=list[Any])
     """Evaluators to run on small budgets inside training, at SAELens's eval cadence; same syntax."""
     monitor_tokens: int = 512
@@ -76,6 +81,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         self.hook_names = list(dict.fromkeys(self.hook_names)) or [self.hook_name]
         self.hook_name = self.hook_names[0]
         self.variants = dict(self.variants) or {BASE_VARIANT: {}}
+        if self.baseline_tokens < 2:
+            raise UsageError(f"baseline_tokens {self.baseline_tokens}: nothing can be fitted to fewer than 2")
         if self.fused_adam and str(self.device).partition(":")[0] not in FUSED_ADAM_DEVICES:
             choices = ", ".join(FUSED_ADAM_DEVICES)
             raise UsageError(
@@ -215,7 +222,9 @@ def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> A
         raise UsageError("sae needs 'd_sae', the number of latents")
     k = checked.get("k", 1)
     if not 0 < k <= checked["d_sae"]:
-        raise UsageError(f"sae.k is {k}: of {checked['d_sae']} latents at least one and at most all are active")
+        raise UsageError(
+            f"sae.k is {k}: of {checked['d_sae']} latents at least one and at most all are active"
+        )
     try:
         # `from_dict` restores the metadata that a config written by SAELens carries.
         extra = {} if metadata is None else {"metadata": metadata}

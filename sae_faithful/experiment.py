@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
+from sae_faithful.baselines import baseline_handle, fit_baselines
 from sae_faithful.data import Text, prepare_texts, typicality_results
 from sae_faithful.environment import environment
 from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
@@ -70,10 +71,11 @@ def run(
         _write_record(config, plan, model, texts, folder)
         if until == "data":
             return folder
-        trained = _train(plan, config, model, texts, folder)
+        measured = _train(plan, config, model, texts, folder)
         if until == "saes":
             return folder
-        _evaluate(plan, config, model, texts, trained, folder)
+        measured |= _fit_baselines(plan, config, model, texts, folder)
+        _evaluate(plan, config, model, texts, measured, folder)
         collect_results(plan, config, model, folder)
         write_report(folder)
         plugins.hook.publish(run_folder=folder.root)
@@ -83,7 +85,7 @@ def run(
 def _train(
     plan: Plan, config: ExperimentConfig, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
 ) -> dict[str, tuple[Step, SAEHandle]]:
-    """Step 2, and step 3: a handle for every SAE on disk, by its path."""
+    """Step 2, and of step 3 a handle for every SAE on disk, by its path."""
     trained: dict[str, tuple[Step, SAEHandle]] = {}
     for source, dataset_path, inputs in _training_inputs(plan, model):
         tokens = texts[source].train if source in texts else None
@@ -104,17 +106,33 @@ def _train(
     return trained
 
 
+def _fit_baselines(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
+) -> dict[str, tuple[Step, SAEHandle]]:
+    """The rest of step 3: a handle for every baseline, by its path."""
+    fitted: dict[str, tuple[Step, SAEHandle]] = {}
+    for text in plan.sources if plan.baselines else ():
+        train = texts[text.name].train
+        assert train is not None  # it is a source
+        inputs = {"data": text.step(model.identity).hash, "model": model.identity}
+        fit_baselines(text.name, plan.baselines, config, model, folder, inputs, train, text.plugin)
+        for planned in plan.baselines:
+            step = planned.step(text.name, inputs)
+            fitted[step.path] = (step, baseline_handle(planned, text.name, folder, str(config.device)))
+    return fitted
+
+
 def _evaluate(
     plan: Plan,
     config: ExperimentConfig,
     model: LanguageModel,
     texts: dict[str, Text],
-    trained: dict[str, tuple[Step, SAEHandle]],
+    measured: dict[str, tuple[Step, SAEHandle]],
     folder: RunFolder,
 ) -> None:
     """Step 4."""
     context = EvalContext(
-        handles=[handle for _, handle in trained.values()],
+        handles=[handle for _, handle in measured.values()],
         held_out={name: text.held_out for name, text in texts.items()},
         sources=[text.name for text in plan.sources],
         language_model=model,
@@ -122,7 +140,7 @@ def _evaluate(
     )
     inputs = {
         "model": model.identity,
-        "saes": {path: step.hash for path, (step, _) in trained.items()},
+        "saes": {path: step.hash for path, (step, _) in measured.items()},
         "data": {text.name: text.step(model.identity).hash for text in plan.texts},
     }
     evaluate(plan.evaluators, context, folder, inputs, evaluation_rows(config), config.seqpos_slice)
@@ -167,6 +185,7 @@ def _steps_by_settings(plan: Plan, model: LanguageModel) -> list[Step]:
     return [
         *(text.step(model.identity) for text in plan.texts),
         *(sae.step(source, {}) for source in sources for sae in plan.saes),
+        *(baseline.step(source, {}) for source in sources for baseline in plan.baselines),
         *(evaluator.step({}) for evaluator in plan.evaluators),
     ]
 
@@ -193,6 +212,8 @@ def _write_record(
         card = texts[planned.name].card
         spec = {"plugin": planned.plugin, **card["options"], **card["made"].get("resolved_options", {})}
         resolved[kind][planned.name] = spec
+    baselines = {planned.name: planned.options for planned in plan.baselines}
+    resolved["baselines"] = [{name: options} for name, options in baselines.items()]
     write_json(folder.config_file, resolved)
     manifest = {
         **environment(model),
@@ -200,6 +221,7 @@ def _write_record(
         "sources": [text.name for text in plan.sources],
         "own_text": [text.name for text in plan.sources if texts[text.name].card["made"].get("own_text")],
         "datasets": [text.name for text in plan.texts if not text.trained_on],
+        "baselines": baselines,
         "evaluators": [planned.name for planned in plan.evaluators],
     }
     write_json(folder.manifest_file, manifest)

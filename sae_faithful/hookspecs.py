@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from sae_faithful.interfaces import Evaluator, Source
+    from sae_faithful.interfaces import Baseline, Evaluator, Source
 
 hookspec = HookspecMarker("sae_faithful")
 hookimpl = HookimplMarker("sae_faithful")
@@ -30,6 +30,11 @@ def register_evaluators(register: Callable[[str, type[Evaluator]], None]) -> Non
 @hookspec
 def register_architectures(register: Callable[[str, Callable[[], tuple[Any, Any]], str], None]) -> None:
     """Offer SAE architectures: `register(name, load, summary)`; `load()` returns (TrainingSAE, its config class)."""
+
+
+@hookspec
+def register_baselines(register: Callable[[str, type[Baseline]], None]) -> None:
+    """Offer directions that are fitted and not trained: call `register(name, cls)` for each baseline."""
 
 
 @hookspec

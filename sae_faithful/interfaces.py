@@ -34,6 +34,44 @@ class Source(Protocol):
         ...
 
 
+Sign = Literal["relu", "split", "signed"]
+"""What becomes of the codes below 0 of a baseline: dropped, latents of their own, or kept as they are."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Directions:
+    """What a baseline found: one direction a row. The host makes the latents and the reconstruction of it.
+
+    Codes are c = read · (x - mean), the reconstruction is writeᵀ c + mean.
+    """
+
+    read: torch.Tensor
+    """[n, d_in]: what codes are read along."""
+    write: torch.Tensor
+    """[n, d_in]: what codes are written along."""
+    mean: torch.Tensor
+    """[d_in]: subtracted before, added back after; zeros where nothing is centred."""
+    sign: Sign = "split"
+    """`split` makes 2n latents of them: codes along `read`, then along -`read`, and of both what is above 0."""
+    k: int | None = None
+    """Only the k largest latents of a token are kept, of which those above 0."""
+    card: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a reader should know about the fit: plain JSON."""
+
+
+@runtime_checkable
+class Baseline(Protocol):
+    """Directions that are fitted to activations and not trained. A dataclass whose fields are its options.
+
+    One with an attribute `every_seed` that is true is fitted once for each of the experiment's `sae_seeds`;
+    any other once, under the first of them.
+    """
+
+    def fit(self, activations: torch.Tensor, seed: int) -> Directions:
+        """Directions for activations like these, [n, d_in], float32 on the CPU; not to be changed."""
+        ...
+
+
 class ActivationBatch(Protocol):
     """A few rows of one token set with the model's activations at one hook."""
 

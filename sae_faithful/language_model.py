@@ -197,8 +197,13 @@ class LanguageModel:
         tokens: Int[torch.Tensor, "rows context"],
         hook: str,
         edit: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        grad: bool = False,
     ) -> Float[torch.Tensor, "rows context vocab"]:
-        """Logits when the activations [rows, context, d_in] at `hook` are replaced by `edit(activations)`."""
+        """Logits when the activations [rows, context, d_in] at `hook` are replaced by `edit(activations)`.
+
+        With `grad` they can be differentiated by what `edit` adds.
+        """
         import torch
 
         def replace_activations(activations: torch.Tensor, hook: object) -> torch.Tensor:
@@ -211,7 +216,7 @@ class LanguageModel:
                 return whole
             return edited.reshape(activations.shape)
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             return self._run(tokens, [(hook, replace_activations)])
 
     def random_rows(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
-from sae_faithful.run_folder import Step, data_path, result_path, sae_path
+from sae_faithful.run_folder import Step, baseline_path, data_path, result_path, sae_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sae_faithful.config import ExperimentConfig
-    from sae_faithful.interfaces import Evaluator, Source
+    from sae_faithful.interfaces import Baseline, Evaluator, Source
     from sae_faithful.language_model import LanguageModel
     from sae_faithful.registry import PluginManager
 
@@ -27,6 +27,9 @@ HELD_OUT = 0.1
 NOT_IN_MULTI = ("compile_sae", "from_pretrained_path", "use_cached_activations")
 """SAELens fields that its multi-SAE runner lacks."""
 
+OF_ACTIVATIONS = ("baseline_tokens", "seed", "seqpos_slice", "hook_head_index", "autocast_lm")
+"""Fields that say what a baseline is fitted to, beside the text and the model."""
+
 # Fields that cannot change the trained weights: where things go, what is shown, where it runs.
 NOT_OF_TRAINING = {
     "sae", "logger", "sources", "datasets", "sae_seeds", "hook_name", "hook_names", "hook_eval", "variants",
@@ -35,7 +38,7 @@ NOT_OF_TRAINING = {
     "prefetch_llm_batches", "n_eval_batches", "eval_batch_size_prompts", "n_checkpoints", "checkpoint_path",
     "save_final_checkpoint", "output_path", "resume_from_checkpoint", "verbose", "sae_lens_version",
     "sae_lens_training_version", "cached_activations_path", "prepend_bos", "sequence_separator_token",
-    "disable_concat_sequences", "threads", "monitors", "monitor_tokens",
+    "disable_concat_sequences", "threads", "monitors", "monitor_tokens", "baselines", "baseline_tokens",
 }  # fmt: skip
 
 
@@ -95,6 +98,28 @@ class PlannedSAE:
 
 
 @dataclass(frozen=True)
+class PlannedBaseline:
+    """One fit of a baseline to a source's activations."""
+
+    hook: str
+    name: str
+    """Takes the place of an SAE's variant."""
+    plugin: str
+    seed: int
+    baseline: Baseline
+    settings: Mapping[str, Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plugin's name and every option, as a config may give them under the baseline's name."""
+        return {"plugin": self.plugin, **_plain(self.baseline)}
+
+    def step(self, text: str, inputs: Mapping[str, Any]) -> Step:
+        """Step 3 for this baseline on one source."""
+        return Step(baseline_path(text, self.hook, self.name, self.seed), self.settings, inputs)
+
+
+@dataclass(frozen=True)
 class PlannedEvaluator:
     """One evaluator with its options."""
 
@@ -120,6 +145,8 @@ class Plan:
     """Evaluators with the small budgets they have inside training."""
     stock_dataset: str | None
     """SAELens's own `dataset_path`, when no plugin gives the text."""
+    baselines: Sequence[PlannedBaseline] = ()
+    """The same for every source."""
 
     @property
     def sources(self) -> list[PlannedText]:
@@ -154,14 +181,24 @@ def make_plan(config: ExperimentConfig, plugins: PluginManager, model: LanguageM
     texts = _texts(config, specs, plugins)
     evaluators = plan_evaluators(config.evaluators, config.seed, plugins)
     monitors = plan_monitors(config.monitors, config.seed, plugins)
-    if stock is not None and (evaluators or monitors):
+    baselines = plan_baselines(config, plugins)
+    named = {"evaluators": evaluators, "monitors": monitors, "baselines": baselines}
+    if stock is not None and any(named.values()):
         raise UsageError(
-            f"{'evaluators' if evaluators else 'monitors'} need text held out from training; name it as a source: "
+            f"{next(key for key, planned in named.items() if planned)} need text that this run splits into a "
+            "training part and a held-out one; name it as a source: "
             f"sources: {{web: {{plugin: hub_dataset, path: {stock}}}}} in place of dataset_path"
         )
     _check_saelens_fields(config, n_saes=len(saes), packed=stock is None)
     _check_model(config, model)
-    return Plan(texts=texts, saes=saes, evaluators=evaluators, monitors=monitors, stock_dataset=stock)
+    return Plan(
+        texts=texts,
+        saes=saes,
+        evaluators=evaluators,
+        monitors=monitors,
+        stock_dataset=stock,
+        baselines=baselines,
+    )
 
 
 def source_plugin_in_dataset_path(path: str, plugins: PluginManager) -> str | None:
@@ -255,6 +292,39 @@ def plan_monitors(entries: Sequence[Any], seed: int, plugins: PluginManager) -> 
         if name not in budgets:
             raise UsageError(unknown("monitor", name, sorted(budgets), "evaluators that can watch training"))
         planned.append(_planned_evaluator("monitors", name, {**budgets[name], **options}, seed, plugins))
+    return planned
+
+
+def plan_baselines(config: ExperimentConfig, plugins: PluginManager) -> list[PlannedBaseline]:
+    """A fit a hook and, for baselines that ask for it, a seed.
+
+    Raises:
+        UsageError: unknown names or options, a name twice, or one that cannot be a folder's or is a variant's.
+    """
+    from sae_faithful.config import NAME
+
+    planned: list[PlannedBaseline] = []
+    for name, given in _named("baselines", config.baselines).items():
+        options = dict(given)
+        plugin = str(options.pop("plugin", name))
+        if name in config.variants:
+            raise UsageError(
+                f"'{name}' names both a variant and a baseline; their rows could not be told apart"
+            )
+        if not NAME.fullmatch(str(name)):
+            raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+        baseline = plugins.create("baseline", plugin, options)
+        settings = {
+            f"baselines.{name}.plugin": plugin,
+            **{f"baselines.{name}.{option}": value for option, value in _plain(baseline).items()},
+            **_select(config, OF_ACTIVATIONS),
+        }
+        seeds = config.sae_seeds if getattr(baseline, "every_seed", False) else config.sae_seeds[:1]
+        planned += [
+            PlannedBaseline(hook, name, plugin, seed, baseline, settings)
+            for hook in config.hook_names
+            for seed in seeds
+        ]
     return planned
 
 

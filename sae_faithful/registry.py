@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GROUP = "sae_faithful"
 RESTRICT_VARIABLE = "SAE_FAITHFUL_PLUGINS"
 MOST_CHOICES_LISTED = 12
-KINDS = ("source", "evaluator", "architecture")
+KINDS = ("source", "evaluator", "architecture", "baseline")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def unknown(kind: str, name: str, choices: Sequence[str], label: str = "choices"
 
 
 def _prepare_options_class(kind: str, name: str, cls: Any) -> None:
-    methods = {"source": ("load",), "evaluator": ("observers", "evaluate")}[kind]
+    methods = {"source": ("load",), "evaluator": ("observers", "evaluate"), "baseline": ("fit",)}[kind]
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UsageError(f"{kind} '{name}' must be a dataclass whose fields are its options, not {cls!r}")
     missing = [method for method in methods if not callable(getattr(cls, method, None))]

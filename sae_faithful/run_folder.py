@@ -93,6 +93,10 @@ class RunFolder:
         """One SAE as SAELens saves it."""
         return self.root / sae_path(source, hook, variant, seed)
 
+    def baseline_dir(self, source: str, hook: str, name: str, seed: int) -> Path:
+        """One fit of a baseline."""
+        return self.root / baseline_path(source, hook, name, seed)
+
     def result_dir(self, evaluator: str) -> Path:
         """One evaluator's rows, feature table and artifacts."""
         return self.root / result_path(evaluator)
@@ -203,6 +207,11 @@ def data_path(name: str) -> str:
 def sae_path(source: str, hook: str, variant: str, seed: int) -> str:
     """Where an SAE is, in the run folder."""
     return f"saes/{source}/{hook}/{variant}/seed{seed}"
+
+
+def baseline_path(source: str, hook: str, name: str, seed: int) -> str:
+    """Where a baseline's fit is, in the run folder."""
+    return f"baselines/{source}/{hook}/{name}/seed{seed}"
 
 
 def result_path(evaluator: str) -> str:

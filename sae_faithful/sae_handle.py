@@ -28,7 +28,7 @@ class SAEHandle:
     seed: int
     load: Callable[[], Any]
     """Gives the SAELens `SAE`."""
-    kind: Literal["trained", "pretrained"] = "trained"
+    kind: Literal["trained", "pretrained", "baseline"] = "trained"
 
     @classmethod
     def from_disk(

@@ -303,7 +303,7 @@ def test_a_bad_monitor_is_one_line_before_anything_is_written(
 
 def test_monitors_need_held_out_text(tiny_config: dict[str, Any]) -> None:
     plain = {key: value for key, value in tiny_config.items() if key != "sources"}
-    with pytest.raises(UsageError, match="monitors need text held out from training"):
+    with pytest.raises(UsageError, match="monitors need text that this run splits"):
         run(
             ExperimentConfig.from_dict(
                 {**plain, "dataset_path": "someone/texts", "monitors": ["fake_features"]}

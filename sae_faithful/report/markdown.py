@@ -22,7 +22,7 @@ Row = dict[str, Any]
 MONITORS = (
     "The same evaluators inside training, on fewer tokens and at most a few steps before its end: a last value outside "
     "the full interval is sampling error, those last steps, or, where a number depends on how many tokens were seen "
-    "(`alive` latents, `firing_shift`), that."
+    "(`alive` latents, `alive_features`, `firing_shift`), that."
 )
 
 
@@ -91,9 +91,18 @@ def _read(folder: RunFolder) -> tuple[list[Row], Row]:
 def _what_was_run(manifest: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return (
-        f"Model `{manifest['model']}`; {manifest['summary']}. "
+        f"Model `{manifest['model']}`; {manifest['summary']}. {_baselines(manifest)}"
         f"{manifest['threads']} threads, device {manifest['device']}; {versions}."
     )
+
+
+def _baselines(manifest: Row) -> str:
+    """What stands in tables under the names of baselines, in the place of a variant's."""
+    said: list[str] = []
+    for name, options in manifest.get("baselines", {}).items():
+        given = [f"{key} {value}" for key, value in options.items() if key != "plugin" and value is not None]
+        said.append(f"`{name}` ({', '.join([options['plugin'], *given])})")
+    return f"Baselines, fitted and not trained: {', '.join(said)}. " if said else ""
 
 
 def _verdicts(verdicts: Sequence[Verdict], manifest: Row, *, table: bool) -> list[str]:

@@ -130,16 +130,19 @@ def judge(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[Verdict]:
 
     Args:
         rows: of `results.jsonl`.
-        manifest: its `sources`, and `own_text`: which of them the model itself wrote.
+        manifest: its `sources`; `own_text`: which of them the model itself wrote; and the names of its `baselines`,
+            which are not judged.
 
     Returns:
         Claims in the papers' order; none where `remark` says why. A claim that was not measured has none.
     """
     own = manifest.get("own_text", [])
     sources: Sequence[str] = manifest["sources"]
+    # The claims are about SAEs; older runs have no baselines.
+    baselines = manifest.get("baselines", ())
     index: Index = {}
     for row in rows:
-        if row["source"] in sources and row["hook"] is not None:
+        if row["source"] in sources and row["hook"] is not None and row["variant"] not in baselines:
             index.setdefault((row["metric"], row["source"], row["hook"], row["variant"]), []).append(row)
     places = list(dict.fromkeys((hook, variant) for _, _, hook, variant in index))
     comparisons = [

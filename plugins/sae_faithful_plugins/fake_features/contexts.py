@@ -30,7 +30,9 @@ def fake_latents(
     )
     rule += "the share of its own held-out text"
     yield Artifact(name="fake_latents", kind="json", content={"fake": rule, "saes": saes})
-    first = {(sae["source"], sae["hook"], sae["variant"]): sae for sae in reversed(saes)}
+    # Baselines are dense: they fire on everything, and nothing is learned from reading where.
+    trained = [sae for (own, _), sae in zip(measured, saes, strict=True) if own.handle.kind != "baseline"]
+    first = {(sae["source"], sae["hook"], sae["variant"]): sae for sae in reversed(trained)}
     lines = [line for sae in reversed(first.values()) for line in _lines(sae)]
     yield Artifact(name="fake_latents", kind="text", content="\n".join(lines) + "\n")
 
