@@ -97,7 +97,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown evaluator": (
         {"evaluators": ["l00"]},
-        ["unknown evaluator 'l00'", "installed: fake_features, ood_score, probing, reconstruction, sae_probes"],
+        ["unknown evaluator 'l00'", "installed: autointerp, ", "fake_features, ", "reconstruction, "],
     ),
     "unknown option of a source": (
         {"sources.faithful.temprature": 1},

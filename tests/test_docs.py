@@ -85,7 +85,7 @@ def first_words(cell: str) -> list[str]:
 
 def normalised(reason: str) -> str:
     """A reason as the docs write it: numbers and places left open."""
-    reason = re.sub(r"^\d+ (sequences|test texts)", r"N \1", reason)
+    reason = re.sub(r"^\d+ (sequences|test texts|pairs)", r"N \1", reason)
     reason = re.sub(r"^\S+ and \S+ have no SAE seed", "A and B have no SAE seed", reason)
     return re.sub(r"^\S+ has one seed", "WHERE has one seed", reason)
 
@@ -202,9 +202,15 @@ def experiments_outcome(names: dict[str, Any], workplace: Path) -> None:
 
 def plugins_outcome(names: dict[str, Any], workplace: Path) -> None:
     lines = (workplace / "runs/counting/results.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["evaluator"] == "dead_latents"]
+    measured = [row for row in map(json.loads, lines) if row["evaluator"] == "dead_latents"]
+    rows = [row for row in measured if row["variant"] == "base"]
     # Two SAEs and their source; the source's row has an interval, the SAEs' say why not.
     assert [(row["seed"], row["ci_low"] is None) for row in rows] == [(0, True), (1, True), (None, False)]
+    # The baseline is one fit, and its one direction fires on its own text.
+    fitted = {(row["seed"], row["value"]) for row in measured if row["variant"] == "mean_direction"}
+    assert fitted == {(0, 0.0), (None, 0.0)}
+    (card,) = workplace.glob("runs/counting/baselines/*/*/mean_direction/seed0/baseline.json")
+    assert json.loads(card.read_text())["norm_of_mean"] > 0
     assert (workplace / "runs/counting/report.txt").exists()
     assert "narrow_topk" in names["plugins"].registrations("architecture")
     # The architecture's own default trained it, and what is saved is stock TopK.
@@ -300,7 +306,9 @@ def check_options(cls: type[Any], documented: dict[str, str]) -> None:
             assert documented[name] == "required", name
 
 
-@pytest.mark.parametrize(("kind", "page"), [("source", EXPERIMENTS), ("evaluator", METRICS)])
+@pytest.mark.parametrize(
+    ("kind", "page"), [("source", EXPERIMENTS), ("evaluator", METRICS), ("baseline", EXPERIMENTS)]
+)
 def test_every_option_of_every_bundled_plugin_is_documented_with_its_default(kind: str, page: Path) -> None:
     registrations = load_plugins().registrations(kind)
     bundled = {name: one for name, one in registrations.items() if one.distribution == "sae-faithful"}
@@ -356,6 +364,7 @@ OOD_SCORE = {
     }
 }
 LABELLED = {"parity": {"path": "labelled.csv", "text": "text", "label": "label"}}
+IOI = {"ioi_patching": {"pairs": "pairs.jsonl", "candidates": 4, "thresholds": [0.01], "selection_pairs": 2}}
 PROBING = {"probing": {"tasks": [LABELLED], "sparse_k": [1, 4]}}
 OWN = {"plugin": "self_generated", "n_tokens": 1_600, "batch_size": 64}
 TWO_SOURCES = {"faithful": OWN, "hot": {**OWN, "temperature": 2.0}}
@@ -368,10 +377,10 @@ SCENES = {
         "typicality_tokens": 100,
         "evaluators": [{"fake_features": {"n_tokens": 100}}],
     },
-    "far text and probes": {"sae_seeds": [0, 1, 2], "evaluators": [OOD_SCORE, PROBING, EVALUATORS[1]]},
+    "far text and probes": {"sae_seeds": [0, 1, 2], "evaluators": [OOD_SCORE, PROBING, IOI, EVALUATORS[1]]},
 }
 # Evaluators whose rarer reasons have a test of their own, with the texts it takes to bring them about.
-RARE_REASONS = ("fake_features", "ood_score", "probing", "sae_probes_benchmark")
+RARE_REASONS = ("fake_features", "ood_score", "probing", "sae_probes_benchmark", "ioi_patching", "autointerp")
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +395,8 @@ def scene_results(
     # 160 different texts, labelled by whether they start with an even word.
     lines = [f"w{4 + i % 60} w{4 + i % 59} w{4 + i // 3},{i % 2}" for i in range(160)]
     (texts / "labelled.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    pairs = [{"base": f"w{4 + i} w9", "target": f"w{5 + i} w9"} for i in range(52)]
+    (texts / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_FAITHFUL_CACHE", str(shared_cache))
         patch.chdir(texts)
@@ -430,8 +441,9 @@ def documented_gaps() -> dict[str, set[str]]:
 
 def test_every_metric_of_a_run_has_its_own_heading(scene_results: dict[str, Any]) -> None:
     text = METRICS.read_text(encoding="utf-8")
-    # Its own tests compare its section with what it measures: it needs another environment.
-    text = text.replace(section(METRICS, "sae_probes_benchmark"), "")
+    # Their own tests compare their sections with what they measure: it takes another environment, or a server.
+    for evaluator in ("sae_probes_benchmark", "autointerp"):
+        text = text.replace(section(METRICS, evaluator), "")
     headings = re.findall(r"^### (\w+)$", text, re.M)
     measured = {row["metric"] for rows, _ in scene_results.values() for row in rows}
     assert sorted(headings) == sorted(measured)
