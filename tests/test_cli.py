@@ -223,11 +223,11 @@ def test_a_config_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_a_restriction_to_a_plugin_that_is_not_installed_names_those_that_are(
     tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_weights: None
 ) -> None:
-    monkeypatch.setenv("SAE_FAITHFUL_PLUGINS", "self_generated,nothing")
+    monkeypatch.setenv("SAE_FAITHFUL_PLUGINS", "self_generated,zzz")
     line = only_error(call("run", written(tiny_config, tmp_path)), 2)
-    assert "unknown plugin 'nothing'; SAE_FAITHFUL_PLUGINS may name: " in line
+    assert "unknown plugin 'zzz'; SAE_FAITHFUL_PLUGINS may name: " in line
     assert "self_generated" in line
-    assert "nothing" in only_error(call("plugins"), 2)
+    assert "zzz" in only_error(call("plugins"), 2)
 
 
 def test_a_plugin_that_is_left_out_is_unknown(

@@ -269,8 +269,11 @@ def test_command_of_a_page_exists(line: str) -> None:
             key = override.partition("=")[0]
             assert key.split(".")[0] in {entry.name for entry in dataclasses.fields(ExperimentConfig)}
     elif program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert set(arguments) <= set(targets)
+        makefile = (ROOT / "Makefile").read_text()
+        targets = re.findall(r"^([\w-]+):", makefile, re.M)
+        benchmarks = re.findall(r"^BENCHMARKS := (.+)$", makefile, re.M)[0].split()
+        assert all((ROOT / f"tests/benchmarks/{name}.py").exists() for name in benchmarks)
+        assert set(arguments) <= {*targets, *(f"bench-{name}" for name in benchmarks)}
     else:
         assert (program, arguments) == ("pip", ["install", "sae-faithful"])
 
