@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from sae_faithful.language_model import LanguageModel
     from sae_faithful.registry import PluginManager, load_plugins
+    from sae_faithful.run_folder import cache_dir
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle
     from sae_faithful.source_request import SourceRequest
@@ -59,6 +60,7 @@ _HOMES = {
     "SourceRequest": "source_request",
     "TokenSet": "tokens",
     "UsageError": "interfaces",
+    "cache_dir": "run_folder",
     "derive_seed": "hashing",
     "hash_settings": "hashing",
     "load_plugins": "registry",
@@ -87,6 +89,7 @@ __all__ = [
     "TokenSet",
     "UsageError",
     "__version__",
+    "cache_dir",
     "derive_seed",
     "hash_settings",
     "hookimpl",

@@ -91,8 +91,7 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         self.sources = {name: _spec(f"sources.{name}", spec) for name, spec in self.sources.items()}
         self.datasets = {name: _spec(f"datasets.{name}", spec) for name, spec in self.datasets.items()}
         for name in [*self.sources, *self.datasets, *self.variants]:
-            if not NAME.fullmatch(str(name)):
-                raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+            check_name(name)
         both = sorted(set(self.sources) & set(self.datasets))
         if both:
             raise UsageError(f"'{both[0]}' names both a source and a dataset")
@@ -199,6 +198,12 @@ def named_options(text: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(value, dict):
         raise UsageError(f"'{text}' is not NAME or NAME={{option: value}}")
     return name, value
+
+
+def check_name(name: object) -> None:
+    """UsageError for a name that cannot be a folder's."""
+    if not NAME.fullmatch(str(name)):
+        raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
 
 
 def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> Any:

@@ -301,7 +301,7 @@ def plan_baselines(config: ExperimentConfig, plugins: PluginManager) -> list[Pla
     Raises:
         UsageError: unknown names or options, a name twice, or one that cannot be a folder's or is a variant's.
     """
-    from sae_faithful.config import NAME
+    from sae_faithful.config import check_name
 
     planned: list[PlannedBaseline] = []
     for name, given in _named("baselines", config.baselines).items():
@@ -311,8 +311,7 @@ def plan_baselines(config: ExperimentConfig, plugins: PluginManager) -> list[Pla
             raise UsageError(
                 f"'{name}' names both a variant and a baseline; their rows could not be told apart"
             )
-        if not NAME.fullmatch(str(name)):
-            raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+        check_name(name)
         baseline = plugins.create("baseline", plugin, options)
         settings = {
             f"baselines.{name}.plugin": plugin,

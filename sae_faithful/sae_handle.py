@@ -82,6 +82,12 @@ class SAEHandle:
         return int(self.sae.cfg.d_sae)
 
     @property
+    def prepend_bos(self) -> bool | None:
+        """Whether the rows it was trained on begin with BOS; None where its file does not say."""
+        told = getattr(getattr(self.sae.cfg, "metadata", None), "prepend_bos", None)
+        return None if told is None else bool(told)
+
+    @property
     def W_dec(self) -> Float[torch.Tensor, "d_sae d_in"]:
         """Decoder directions, one a row, not normalised."""
         return self.sae.W_dec.detach()

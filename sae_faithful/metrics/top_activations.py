@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float, Int
 
     from sae_faithful.metrics.firing import Firings
@@ -44,15 +46,24 @@ class TopActivations:
         news = [np.zeros((len(changed), m), kind) for kind in (np.float32, np.int64, np.int64)]
         for new, each in zip(news, (values, rows + first_row, positions), strict=True):
             new[owner, rank] = each[kept]
-        self._merge(changed, news)
+        keep_largest((self.values, self.rows, self.positions), changed, news)
 
-    def _merge(self, changed: np.ndarray, news: list[np.ndarray]) -> None:
-        m = self.values.shape[1]
-        olds = (self.values, self.rows, self.positions)
-        both = [np.concatenate([old[changed], new], axis=1) for old, new in zip(olds, news, strict=True)]
-        order = np.argsort(-both[0], axis=1, kind="stable")[:, :m]
-        for old, each in zip(olds, both, strict=True):
-            old[changed] = np.take_along_axis(each, order, axis=1)
+
+def keep_largest(
+    kept: Sequence[np.ndarray], latents: Int[np.ndarray, " changed"], news: Sequence[np.ndarray]
+) -> None:
+    """Merge new entries into those kept, in place: each latent's largest values, of equal ones the earlier.
+
+    Args:
+        kept: arrays [d_sae, m]; the first holds values, largest first, the others what belongs to them.
+        latents: those with new entries.
+        news: arrays [changed, any number] for these latents, in the order of `kept`.
+    """
+    m = kept[0].shape[1]
+    both = [np.concatenate([old[latents], new], axis=1) for old, new in zip(kept, news, strict=True)]
+    order = np.argsort(-both[0], axis=1, kind="stable")[:, :m]
+    for old, each in zip(kept, both, strict=True):
+        old[latents] = np.take_along_axis(each, order, axis=1)
 
 
 def _first_of_runs(order: np.ndarray, latents: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ class Entries:
     row_offsets: Int[torch.Tensor, " n_rows_and_1"]
     n_features: int
     by_feature: Sequence[torch.Tensor] = ()
-    """The same entries feature by feature, for gradients; empty until `grouped`."""
+    """The same entries feature by feature (`group_by_feature`), for gradients; empty until `grouped`."""
 
     @classmethod
     def of_rows(cls, indices: Int[torch.Tensor, "n_rows k"], n_features: int) -> Entries:

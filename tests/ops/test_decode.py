@@ -9,6 +9,8 @@ import torch
 
 from sae_faithful.ops import Entries, decode_entries, sparse_decode
 
+from .conftest import error
+
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 5e-3}
 # n, k, d_sae, d_in
 SIZES = [
@@ -43,15 +45,6 @@ def dense(
     acts = acts.index_put((rows[held], indices[held].long()), values[held], accumulate=True)
     out = acts @ weight
     return out if bias is None else out + bias
-
-
-def error(got: torch.Tensor | None, expected: torch.Tensor | None) -> float:
-    """||got - expected|| / ||expected||; where nothing but zeros is expected, ||got||."""
-    assert got is not None and expected is not None
-    assert got.shape == expected.shape
-    expected = expected.detach()
-    size = expected.norm().item() or 1.0
-    return (got.detach().double() - expected).norm().item() / size
 
 
 def assert_as_dense(

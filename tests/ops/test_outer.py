@@ -9,6 +9,8 @@ import torch
 
 from sae_faithful.ops import Entries, decode_entries, sparse_outer
 
+from .conftest import error
+
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 5e-3}
 # n, k, n_features, d
 SIZES = [
@@ -36,15 +38,6 @@ def dense(entries: Entries, values: torch.Tensor, rows: torch.Tensor) -> tuple[t
     acts = torch.zeros(len(rows), entries.n_features, dtype=torch.float64)
     acts = acts.index_put((row[held], entries.indices[held].long()), values[held], accumulate=True)
     return acts.T @ rows, acts.sum(0)
-
-
-def error(got: torch.Tensor | None, expected: torch.Tensor | None) -> float:
-    """||got - expected|| / ||expected||; where nothing but zeros is expected, ||got||."""
-    assert got is not None and expected is not None
-    assert got.shape == expected.shape
-    expected = expected.detach()
-    size = expected.norm().item() or 1.0
-    return (got.detach().double() - expected).norm().item() / size
 
 
 def assert_as_dense(

@@ -14,7 +14,7 @@ from sae_faithful import UsageError, derive_seed, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sae_faithful import Artifact, EvalContext, EvalResult, FeatureTable, SAEHandle, TokenSet
+    from sae_faithful import Artifact, EvalContext, EvalResult, FeatureTable, TokenSet
     from sae_faithful_plugins.autointerp.assistants import Assistant
     from sae_faithful_plugins.autointerp.fragments import Fragments
     from sae_faithful_plugins.autointerp.judging import Judge
@@ -122,7 +122,7 @@ class Autointerp:
         texts: dict[tuple[str, bool], TokenSet | None] = {}
         observers: list[Fragments] = []
         for handle in context.handles:
-            text, with_bos = self.dataset or handle.source, _begins_with_bos(handle)
+            text, with_bos = self.dataset or handle.source, handle.prepend_bos is not False
             if (text, with_bos) not in texts:
                 texts[text, with_bos] = draw_fragments(
                     context.held_out[text],
@@ -246,10 +246,3 @@ class Decoder:
         # SentencePiece's tokenizers drop the space in front of a text's first word.
         spaced = str(self._tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
         return f" {text}" if spaced and not text.startswith(" ") else text
-
-
-def _begins_with_bos(handle: SAEHandle) -> bool:
-    """As the SAE was trained, where its file says so."""
-    metadata: Any = getattr(handle.sae.cfg, "metadata", None)
-    told = getattr(metadata, "prepend_bos", None)
-    return True if told is None else bool(told)

@@ -7,8 +7,12 @@ import json
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful import cache_dir
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,8 @@ class ReplyCache:
 
     @classmethod
     def of_user(cls) -> ReplyCache:
-        """In the cache folder that all runs share: `$SAE_FAITHFUL_CACHE`, else `~/.cache/sae_faithful`."""
-        shared = os.environ.get("SAE_FAITHFUL_CACHE") or Path.home() / ".cache" / "sae_faithful"
-        return cls(Path(shared).expanduser() / "autointerp")
+        """In the cache folder that all runs share."""
+        return cls(cache_dir() / "autointerp")
 
     def get(self, asked: object) -> Any:
         """What was answered; None where nothing was, or its file cannot be read."""

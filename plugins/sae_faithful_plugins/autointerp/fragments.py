@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_faithful import TokenSet, UsageError
+from sae_faithful.metrics.top_activations import keep_largest
 from sae_faithful_plugins.autointerp.splits import N_INACTIVE, N_RANDOM, N_TOP
 
 if TYPE_CHECKING:
@@ -91,15 +92,10 @@ class Kept:
 
     def add(self, first_row: int, values: Float[np.ndarray, "rows d_sae"]) -> None:
         """Take in rows that were not seen before; −∞ is no candidate."""
-        m = self.values.shape[1]
         (changed,) = np.nonzero(values.max(axis=0) > self.values[:, -1])
         new = values[:, changed].T
         rows = np.broadcast_to(first_row + np.arange(len(values)), new.shape)
-        both = np.concatenate([self.values[changed], new], axis=1)
-        both_rows = np.concatenate([self.rows[changed], rows], axis=1)
-        order = np.argsort(-both, axis=1, kind="stable")[:, :m]
-        self.values[changed] = np.take_along_axis(both, order, axis=1)
-        self.rows[changed] = np.take_along_axis(both_rows, order, axis=1)
+        keep_largest((self.values, self.rows), changed, (new, rows))
 
     def of(self, latent: int) -> Int[np.ndarray, " rows"]:
         """A latent's rows, largest value first."""

@@ -190,8 +190,5 @@ def first_order_effects(patched: PatchedModel, changes: Changes) -> Float[np.nda
 
 def _with_bos(context: EvalContext) -> bool:
     """As the SAEs' training rows; SAEs that do not say had one, as SAELens's default is."""
-    for handle in context.handles:
-        said = getattr(getattr(handle.sae.cfg, "metadata", None), "prepend_bos", None)
-        if said is not None:
-            return bool(said)
-    return True
+    said = (handle.prepend_bos for handle in context.handles)
+    return next((one for one in said if one is not None), True)

@@ -211,12 +211,11 @@ class PatchedModel:
 
     def _kl(self, edit: torch.Tensor | None, rows: slice, *, grad: bool = False) -> torch.Tensor:
         mask = self.prompts.changed[rows]
-        options = {"grad": True} if grad else {}
         logits = (
             self.model.logits(self.prompts.base[rows])
             if edit is None
             else self.model.logits_with_edit(
-                self.prompts.base[rows], self.hook, _added(edit[self._positions(rows)], mask), **options
+                self.prompts.base[rows], self.hook, _added(edit[self._positions(rows)], mask), grad=grad
             )
         )
         patched = log_probs_at(logits, self.prompts.last[rows])

@@ -136,12 +136,9 @@ def _as_saelens_reads_them(
     entries: Entries, acts: torch.Tensor, norms: torch.Tensor | None
 ) -> Float[torch.Tensor, "n d_sae"]:
     """The activations as a sparse tensor: SAELens's trainer counts which latents fired."""
-    n_rows = entries.row_offsets.numel() - 1
-    rows = torch.repeat_interleave(
-        torch.arange(n_rows, device=acts.device), entries.row_offsets.diff(), output_size=acts.numel()
-    )
+    order, rows, latents, _ = entries.by_feature
+    acts = acts[order]
     if norms is not None:
-        acts = acts * norms[entries.indices]
-    return torch.sparse_coo_tensor(
-        torch.stack([rows, entries.indices]), acts, (n_rows, entries.n_features), check_invariants=False
-    )
+        acts = acts * norms[latents]
+    shape = (entries.row_offsets.numel() - 1, entries.n_features)
+    return torch.sparse_coo_tensor(torch.stack([rows, latents]), acts, shape, check_invariants=False)
