@@ -16,6 +16,7 @@ LEVEL = 0.95
 MIN_CLUSTERS = 50
 """Fewer sequences than this say too little about their own spread for an interval."""
 N_RESAMPLES = 2_000
+NO_SPREAD_OF_VALUES = "all values of both samples are equal: they show no spread"
 NO_SPREAD = "every resample gives the same value: it shows no spread"
 
 
@@ -33,6 +34,25 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(None, None, "one SAE says nothing about the spread between SAEs")
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
     return _t_interval(mean, error, len(values) - 1)
+
+
+def mean_difference_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
+    """Interval of mean(values) − mean(others), two independent samples that may differ in spread (Welch 1947).
+
+    SE² = s²/n + s'²/n', bounds by Student's t with Welch and Satterthwaite's degrees of freedom,
+    SE⁴ / (s⁴/(n²(n − 1)) + s'⁴/(n'²(n' − 1))).
+    """
+    samples = [np.asarray(each, np.float64) for each in (values, others)]
+    if min(map(len, samples)) < 2:
+        return Interval(None, None, "one value says nothing about the spread between values")
+    parts = [float(each.var(ddof=1)) / len(each) for each in samples]
+    error = sum(parts) ** 0.5
+    if error == 0:
+        return Interval(None, None, NO_SPREAD_OF_VALUES)
+    degrees = sum(parts) ** 2 / sum(
+        part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True)
+    )
+    return _t_interval(float(samples[0].mean() - samples[1].mean()), error, degrees)
 
 
 def jackknife_interval(estimate: float, left_out: Sequence[float]) -> Interval:
@@ -96,7 +116,7 @@ def percentile_interval(values: Float[np.ndarray, " resamples"], n_clusters: int
     return Interval(float(low), float(high))
 
 
-def _t_interval(centre: float, error: float, degrees: int) -> Interval:
+def _t_interval(centre: float, error: float, degrees: float) -> Interval:
     half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
     return Interval(centre - half, centre + half)
 

@@ -9,6 +9,7 @@ from sae_faithful.metrics.intervals import (
     Interval,
     bootstrap_interval,
     jackknife_interval,
+    mean_difference_interval,
     mean_interval,
     ratio_interval,
 )
@@ -39,6 +40,48 @@ def test_t_interval_of_equal_values_has_no_width() -> None:
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_one_sae_has_no_interval_but_a_reason(values: list[float]) -> None:
     assert mean_interval(values) == (None, None, "one SAE says nothing about the spread between SAEs")
+
+
+def test_difference_of_two_means_by_hand() -> None:
+    # Means 2 and 5; variances 1 (n = 3) and (2 + 2)/1 = 4 (n = 2).
+    # SE² = 1/3 + 4/2 = 7/3. Degrees = (7/3)² / ((1/3)²/2 + 2²/1) = 5.4444 / 4.05556 = 1.342466.
+    values, others = [1.0, 2.0, 3.0], [5 - 2**0.5, 5 + 2**0.5]
+    low, high, reason = mean_difference_interval(values, others)
+    assert reason is None
+    assert low is not None and high is not None
+    assert (low + high) / 2 == pytest.approx(-3)
+    # Student's t is wider the fewer degrees: between those of 1 (12.706) and 2 (4.303).
+    assert 4.303 < (high - low) / 2 / (7 / 3) ** 0.5 < 12.706
+
+
+def test_difference_of_two_means_with_known_degrees() -> None:
+    # Of equal sizes and variances there are n - 1 + n - 1 = 48 degrees.
+    values = np.arange(25.0)
+    low, high, _ = mean_difference_interval(list(values + 1), list(values))
+    s2 = 25 * 26 / 12  # of 0, 1, ..., 24: n (n + 1) / 12
+    t_48 = 2.010635
+    half = t_48 * (2 * s2 / 25) ** 0.5
+    assert (low, high) == pytest.approx((1 - half, 1 + half), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "others"), [([1.0], [1.0, 2.0]), ([1.0, 2.0], []), ([3.0, 3.0], [1.0, 1.0])]
+)
+def test_no_spread_gives_no_interval_of_a_difference(values: list[float], others: list[float]) -> None:
+    low, high, reason = mean_difference_interval(values, others)
+    assert (low, high) == (None, None)
+    assert reason
+
+
+def test_difference_of_two_means_covers_the_truth_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2_000):
+        low, high, _ = mean_difference_interval(list(rng.normal(1, 3, 12)), list(rng.normal(0, 1, 40)))
+        assert low is not None and high is not None
+        covered += low <= 1 <= high
+    # ± 3 standard errors of a share of 2,000.
+    assert abs(covered / 2_000 - 0.95) < 3 * (0.95 * 0.05 / 2_000) ** 0.5
 
 
 def test_jackknife_of_three_saes() -> None:
