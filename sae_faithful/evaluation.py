@@ -12,6 +12,7 @@ import numpy as np
 
 from sae_faithful import interruption
 from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError
+from sae_faithful.plan import in_reading_order
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.tokens import special_token_mask
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from sae_faithful.interfaces import EvalContext, Observer
     from sae_faithful.plan import PlannedEvaluator
-    from sae_faithful.run_folder import RunFolder
+    from sae_faithful.run_folder import RunFolder, Step
     from sae_faithful.sae_handle import SAEHandle
     from sae_faithful.tokens import TokenSet
 
@@ -67,17 +68,23 @@ def evaluate(
     Raises:
         RunError: an evaluator yields something that is no result (the evaluator is named).
     """
-    missing = [planned for planned in evaluators if not folder.finished(planned.step(inputs))]
-    for planned in evaluators:
-        if planned not in missing:
+    steps: dict[str, Step] = {}
+    missing: list[PlannedEvaluator] = []
+    for planned in in_reading_order(evaluators):
+        read = {"reads": {name: steps[name].hash for name in planned.reads}} if planned.reads else {}
+        steps[planned.name] = planned.step({**inputs, **read})
+        if folder.finished(steps[planned.name]):
             log.info("results/%s: reused", planned.name)
+        else:
+            missing.append(planned)
     observers = {planned.name: list(planned.evaluator.observers(context)) for planned in missing}
     observe([one for group in observers.values() for one in group], context, batch_rows, seqpos_slice)
     for planned in missing:
         log.info("results/%s", planned.name)
-        step = planned.step(inputs)
+        step = steps[planned.name]
+        features = merge_features({name: folder.result_dir(name) for name in planned.reads})
         with folder.writing(step) as partial:
-            results = planned.evaluator.evaluate(context, observers[planned.name])
+            results = planned.evaluator.evaluate(replace(context, features=features), observers[planned.name])
             _write_results(planned.name, step.hash, results, partial)
 
 

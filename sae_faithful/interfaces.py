@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
+    import pandas as pd
     import torch
 
     from sae_faithful.language_model import LanguageModel
@@ -114,11 +115,17 @@ class EvalContext:
     """The model whose activations are measured."""
     seed: int
     """The experiment's seed; derive your own streams from it with `sae_faithful.derive_seed`."""
+    features: pd.DataFrame | None = None
+    """In `evaluate`, for an evaluator that has `reads`: the columns of those, as in `features.parquet`."""
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """What is measured. A dataclass whose fields are its options (each with a docstring)."""
+    """What is measured. A dataclass whose fields are its options (each with a docstring).
+
+    One with an attribute or property `reads`, names of other evaluators, comes after those, is done again when they
+    are, and finds their per-latent columns in `context.features`.
+    """
 
     def observers(self, context: EvalContext) -> Sequence[Observer]:
         """What must be seen; the host drives these before it calls `evaluate`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import graphlib
 import math
 import re
 from dataclasses import dataclass
@@ -126,6 +127,11 @@ class PlannedEvaluator:
     name: str
     evaluator: Evaluator
     settings: Mapping[str, Any]
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """Names of the evaluators whose columns it wants."""
+        return tuple(getattr(self.evaluator, "reads", ()))
 
     def step(self, inputs: Mapping[str, Any]) -> Step:
         """Step 4 for this evaluator."""
@@ -268,12 +274,35 @@ def plan_evaluators(entries: Sequence[Any], seed: int, plugins: PluginManager) -
     """Evaluators by name, or `{name: options}`.
 
     Raises:
-        UsageError: unknown names or options, or a name twice.
+        UsageError: unknown names or options, a name twice, or columns wanted of evaluators that are not there.
     """
-    return [
+    planned = [
         _planned_evaluator("evaluators", name, options, seed, plugins)
         for name, options in _named("evaluators", entries).items()
     ]
+    in_reading_order(planned)
+    return planned
+
+
+def in_reading_order(evaluators: Sequence[PlannedEvaluator]) -> list[PlannedEvaluator]:
+    """Each after those whose columns it reads, otherwise as they stand.
+
+    Raises:
+        UsageError: one reads an evaluator that is not there, or two wait for each other.
+    """
+    named = {planned.name: planned for planned in evaluators}
+    for planned in evaluators:
+        for name in planned.reads:
+            if name not in named:
+                raise UsageError(
+                    f"evaluator '{planned.name}' reads columns of '{name}', which the config does not run; "
+                    f"evaluators: {', '.join(named)}"
+                )
+    try:
+        order = graphlib.TopologicalSorter({one.name: one.reads for one in evaluators}).static_order()
+        return [named[name] for name in order]
+    except graphlib.CycleError as error:
+        raise UsageError(f"evaluators read each other's columns: {' -> '.join(error.args[1])}") from None
 
 
 def plan_monitors(entries: Sequence[Any], seed: int, plugins: PluginManager) -> list[PlannedEvaluator]:
