@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sae_faithful.architectures import register_architectures
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.experiment import run
-    from sae_faithful.hashing import derive_seed, hash_settings
+    from sae_faithful.hashing import derive_seed, hash_file, hash_settings
     from sae_faithful.interfaces import (
         ActivationBatch,
         Artifact,
@@ -62,6 +62,7 @@ _HOMES = {
     "UsageError": "interfaces",
     "cache_dir": "run_folder",
     "derive_seed": "hashing",
+    "hash_file": "hashing",
     "hash_settings": "hashing",
     "load_plugins": "registry",
     "register_architectures": "architectures",
@@ -91,6 +92,7 @@ __all__ = [
     "__version__",
     "cache_dir",
     "derive_seed",
+    "hash_file",
     "hash_settings",
     "hookimpl",
     "load_plugins",

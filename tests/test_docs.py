@@ -298,7 +298,7 @@ def documented_defaults(text: str) -> dict[str, str]:
 
 
 def check_options(cls: type[Any], documented: dict[str, str]) -> None:
-    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    fields = {entry.name: entry for entry in dataclasses.fields(cls) if entry.init}
     assert list(documented) == list(fields)
     for name, field in fields.items():
         if field.default is not dataclasses.MISSING:
@@ -372,7 +372,11 @@ PROBING = {"probing": {"tasks": [LABELLED], "sparse_k": [1, 4]}}
 OWN = {"plugin": "self_generated", "n_tokens": 1_600, "batch_size": 64}
 TWO_SOURCES = {"faithful": OWN, "hot": {**OWN, "temperature": 2.0}}
 SCENES = {
-    "two seeds": {"sae_seeds": [0, 1], "sources": TWO_SOURCES},
+    "two seeds": {
+        "sae_seeds": [0, 1],
+        "sources": TWO_SOURCES,
+        "variants": {"base": {}, "wide": {"d_sae": 128}},
+    },
     "one seed": {"sae_seeds": [0], "sources": TWO_SOURCES},
     "three seeds": {"sae_seeds": [0, 1, 2], "sources": TWO_SOURCES},
     "few tokens": {

@@ -230,10 +230,12 @@ def test_a_sweep_has_a_point_for_every_sae_on_every_text(
     for name in ("l0", "fvu", "alive_features", "perplexity"):
         row = row_of(measured, name, variant="narrow", seed=0, dataset="faithful")
         assert (first[name], first[f"{name}_low"]) == (row["value"], row["ci_low"])
+    # The two seeds of a variant are the same SAE here.
+    assert first["mmcs"] == pytest.approx(1)
     table = (measured.folder / "artifacts/sweep.txt").read_text().splitlines()
     assert table[2] == (
         "| source | hook | variant | architecture | expansion | l1_coefficient | alpha | l0 | fvu | alive_features "
-        "| perplexity | SAEs |"
+        "| perplexity | mmcs | SAEs |"
     )
     # The means on the source's own text; 1/4 of tokens is lost, of a variance of 3/8.
     assert table[4].startswith(f"| faithful | {HOOK} | narrow | standard | 0.5 |  |  | 0.75 | 0.6667 | 1 |")
@@ -247,6 +249,7 @@ def test_one_variant_is_no_sweep_to_show(keeps_five: SAEHandle, measure: Callabl
     assert [path.name for path in artifacts.iterdir()] == ["sweep.json"]
     (point,) = json.loads((artifacts / "sweep.json").read_text())["points"]
     assert "perplexity" not in point
+    assert "mmcs" not in point
 
 
 # Inside training

@@ -137,6 +137,40 @@ def test_a_planted_fraction_is_recovered_exactly_in_every_comparison(
     assert measured.features["it.cross_stability.web"].sum() == 2 * n_shared
 
 
+def test_a_smaller_dictionary_is_looked_for_in_the_next_larger_ones_of_other_seeds(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    # Seed 1's wide dictionary has 3 of the 4 axes of seed 0's narrow one, seed 0's has 1 of those of seed 1's; the
+    # widest has them all but is not the next size. Within a seed all would be found.
+    axes_of = {
+        ("narrow", 0): range(4), ("narrow", 1): range(10, 14),
+        ("wide", 0): [0, 1, 2, 3, 10, 20, 21, 22], ("wide", 1): [10, 11, 12, 13, 0, 1, 2, 30],
+        ("widest", 0): range(16), ("widest", 1): range(16),
+    }  # fmt: skip
+    handles = [
+        plant(axes(*indices).T, axes(*indices), variant=variant, seed=seed)
+        for (variant, seed), indices in axes_of.items()
+    ]
+    measured = measure(SharedFeatures(), handles, {"faithful": own_text()})
+    row = measured.row("mmcs_larger", variant="narrow", subset="all")
+    assert (row["value"], row["n"], row["condition"]) == ((3 / 4 + 1 / 4) / 2, 2, "in SAEs of wide")
+    assert row["reason"] == "fewer than three SAEs: one pair says nothing about the spread over SAEs"
+    # Of their 8 axes each, 5 and 7 are among the widest's 0 to 15.
+    wide = measured.row("mmcs_larger", variant="wide", subset="all")
+    assert (wide["value"], wide["condition"]) == (12 / 16, "in SAEs of widest")
+    assert not [row for row in measured.rows if row["metric"] == "mmcs_larger" and row["variant"] == "widest"]
+    null = measured.row("mmcs_larger_null", variant="narrow", subset="all")
+    assert null["n"] == 5
+
+
+def test_one_seed_has_no_larger_dictionary_to_be_looked_for_in(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    handles = [plant(axes(*range(n)).T, axes(*range(n)), variant=f"r{n}", seed=0) for n in (4, 8)]
+    measured = measure(SharedFeatures(), handles, {"faithful": own_text()})
+    assert not [row for row in measured.rows if row["metric"].startswith("mmcs_larger")]
+
+
 def test_a_negated_direction_is_not_shared(share: Callable[..., Any]) -> None:
     # Cosines are signed: eight of sixteen directions are turned round.
     decoder = axes(*range(16))

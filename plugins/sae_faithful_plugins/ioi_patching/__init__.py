@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, FeatureTable, derive_seed, hookimpl
+from sae_faithful import Artifact, FeatureTable, UsageError, derive_seed, hash_file, hookimpl
 from sae_faithful_plugins.ioi_patching.prompts import Pair, draw_ioi, read_pairs, tokenize_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sae_faithful import EvalContext, EvalResult
+    from sae_faithful import EvalContext, EvalResult, SAEHandle
     from sae_faithful_plugins.ioi_patching.components import Moments
     from sae_faithful_plugins.ioi_patching.prompts import TokenPair
 
@@ -56,6 +56,12 @@ class IOIPatching:
     """Principal components of each source's activations, beside the SAEs: signed, and split by sign."""
     component_tokens: int = 20_000
     """Held-out tokens of a source that its principal components are made from."""
+    hooks: list[str] = field(default_factory=list[str])
+    """Only SAEs at these hooks; empty: all."""
+    variants: list[str] = field(default_factory=list[str])
+    """Only these variants and baselines; empty: all."""
+    pairs_hash: str = field(init=False, default="")
+    # Found here, so that another content of the file is another setting.
 
     def __post_init__(self) -> None:
         for name in ("n_pairs", "candidates", "orders", "area_features", "component_tokens"):
@@ -72,14 +78,16 @@ class IOIPatching:
         if self.pairs != "ioi":
             if not self.pairs.endswith(".jsonl"):
                 raise ValueError(f"pairs '{self.pairs}' is neither 'ioi' nor a FILE.jsonl")
-            read_pairs(Path(self.pairs).expanduser())
+            path = Path(self.pairs).expanduser()
+            read_pairs(path)
+            self.pairs_hash = hash_file(path)
 
     def observers(self, context: EvalContext) -> list[Moments]:
         """Those that principal components are made from. Unusable pairs fail here, before the long pass."""
         from sae_faithful_plugins.ioi_patching.components import Moments
 
         self._pairs(context)
-        places = dict.fromkeys((handle.source, handle.hook) for handle in context.handles)
+        places = dict.fromkeys((handle.source, handle.hook) for handle in self._handles(context))
         return [
             Moments(hook, source, context.held_out[source], self.component_tokens)
             for source, hook in places
@@ -103,7 +111,7 @@ class IOIPatching:
         # Before the long part: one who reads it may stop.
         log.info("%s", task_sentence(rows))
         series = []
-        for handle in context.handles:
+        for handle in self._handles(context):
             one, columns = experiment.measure(handle, handle.hook, handle.d_sae, handle.identity)
             series.append(one)
             yield FeatureTable(handle=handle, columns=columns)
@@ -135,6 +143,26 @@ class IOIPatching:
             texts, tokens = [read[i][1] for i in drawn], [every[i] for i in drawn]
         measured = tokens[n_choosing:]
         return texts, tokens[:n_choosing] or measured, measured
+
+    def _handles(self, context: EvalContext) -> list[SAEHandle]:
+        """Those that are asked for.
+
+        Raises:
+            UsageError: a hook or variant that no SAE and no baseline has.
+        """
+        for option in ("hooks", "variants"):
+            there = list(dict.fromkeys(getattr(one, option[:-1]) for one in context.handles))
+            for name in getattr(self, option):
+                if name not in there:
+                    raise UsageError(
+                        f"ioi_patching: {option} '{name}' is not in this run; choices: {', '.join(there)}"
+                    )
+        return [
+            one
+            for one in context.handles
+            if (not self.hooks or one.hook in self.hooks)
+            and (not self.variants or one.variant in self.variants)
+        ]
 
     def _compared(self, context: EvalContext, source: str, hook: str) -> list[Literal["pca", "pca_split"]]:
         """Comparisons at one place, but for those that a variant or a baseline of that name is already."""

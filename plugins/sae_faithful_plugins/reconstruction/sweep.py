@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sae_faithful import Artifact
+from sae_faithful.metrics.matching import Weights, mean_max_cosine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 Point = dict[str, Any]
 
-CURVES = ("l0", "fvu", "alive_features", "perplexity")
+MEASURED = ("l0", "fvu", "alive_features", "perplexity")
 """What is drawn: sparsity, fidelity, waste, and what is left of the model (Cunningham et al. 2023)."""
+CURVES = (*MEASURED, "mmcs")
+"""And how much SAEs of other seeds have of the same dictionary."""
 SETTINGS = ("expansion", "l1_coefficient", "alpha", "k")
 
 
@@ -26,13 +30,15 @@ class Sweep:
 
     def __init__(self) -> None:
         self.points: dict[tuple[tuple[str, str, str, int], str], Point] = {}
+        self._handles: dict[tuple[str, str, str, int], SAEHandle] = {}
 
     def add(self, handle: SAEHandle, dataset: str, measure: Measure) -> None:
         """Put one number with its interval at its SAE's point."""
-        if measure.condition is not None or measure.metric not in CURVES:
+        if measure.condition is not None or measure.metric not in MEASURED:
             return
         key = (handle.key, dataset)
         if key not in self.points:
+            self._handles[handle.key] = handle
             self.points[key] = {**handle.identity, "dataset": dataset, **settings_of(handle)}
         low, high, _ = measure.interval
         name = measure.metric
@@ -40,6 +46,10 @@ class Sweep:
 
     def artifacts(self) -> Iterator[Artifact]:
         """All points; and, where there are variants to compare, a table of their means on the sources' own texts."""
+        similar = _mmcs(list(self._handles.values()))
+        for (of_sae, _), point in self.points.items():
+            if of_sae in similar:
+                point["mmcs"] = similar[of_sae]
         points = sorted(self.points.values(), key=_order)
         yield Artifact(name="sweep", kind="json", content={"curves": list(CURVES), "points": points})
         own = [point for point in points if point["dataset"] == point["source"]]
@@ -66,6 +76,19 @@ def settings_of(handle: SAEHandle) -> Point:
     }
 
 
+def _mmcs(handles: Sequence[SAEHandle]) -> dict[tuple[str, str, str, int], float]:
+    """MMCS of every SAE's latents in those of the same variant's other seeds, mean over these; none with one seed."""
+    from sae_faithful.ops import nearest_cosines
+
+    found: dict[tuple[str, str, str, int], list[float]] = {}
+    for one, other in permutations(handles, 2):
+        if one.key[:-1] == other.key[:-1]:
+            nearest, _ = nearest_cosines(one.W_dec, other.W_dec)
+            alike = Weights(np.ones(one.d_sae))
+            found.setdefault(one.key, []).append(mean_max_cosine(nearest, alike, "all"))
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
 def _order(point: Point) -> tuple[Any, ...]:
     place = (point["source"], point["hook"], point["dataset"], point["architecture"])
     settings = [-1.0 if point[name] is None else point[name] for name in SETTINGS]
@@ -88,7 +111,10 @@ def _table(points: Sequence[Point]) -> str:
                 *place,
                 first["architecture"],
                 *("" if first[name] is None else f"{first[name]:.4g}" for name in shown),
-                *(f"{np.mean([seed[name] for seed in seeds]):.4g}" for name in curves),
+                *(
+                    f"{np.mean([seed[name] for seed in seeds]):.4g}" if name in first else ""
+                    for name in curves
+                ),
                 str(len(seeds)),
             ]
         )

@@ -22,6 +22,7 @@ from sae_faithful_plugins.shared_features.rows import (
     stability,
     top1_statistics,
 )
+from sae_faithful_plugins.shared_features.sizes import mmcs_rows, next_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,6 +95,8 @@ class SharedFeatures:
                     continue
                 place = {"source": source, "hook": hook, "variant": variant}
                 yield from self._across(context, place, sources[source], sources[other], sentences)
+        if self.top1:
+            yield from self._in_larger(context, groups)
         if sentences:
             yield Artifact(name="reading", kind="text", content="\n\n".join(sentences))
 
@@ -159,6 +162,21 @@ class SharedFeatures:
         for side, name in enumerate((other, source)):
             for member in of_seed[side].values():
                 yield cross_stability(cross, member.handle, side, name)
+
+    def _in_larger(
+        self, context: EvalContext, groups: Mapping[tuple[str, str], Mapping[str, list[OwnFirings]]]
+    ) -> Iterator[EvalResult]:
+        """Variants of different size; baselines are no sizes of one dictionary."""
+        variants = {
+            (source, hook, variant): [member.decoder() for member in members]
+            for (hook, variant), sources in groups.items()
+            for source, members in sources.items()
+            if members[0].handle.kind != "baseline"
+        }
+        for sizes in next_sizes(variants):
+            name = ("larger", *sizes.place.values(), sizes.variant)
+            rng = np.random.default_rng(derive_seed(context.seed, "shared_features", "null", *name))
+            yield from mmcs_rows(sizes, self.null_draws, rng)
 
     def _compare(
         self,

@@ -69,11 +69,12 @@ class Comparison:
         drawn = [pairs[draw % len(pairs)] for draw in range(null_draws)]
         return cls(
             {(a.seed, b.seed): Pair.of(a, b, top1=top1) for a, b in pairs},
-            [Pair.of(_random_like(a, rng), _random_like(b, rng), top1=top1) for a, b in drawn],
+            [Pair.of(random_like(a, rng), random_like(b, rng), top1=top1) for a, b in drawn],
         )
 
 
-def _random_like(one: Dictionary, rng: np.random.Generator) -> Dictionary:
+def random_like(one: Dictionary, rng: np.random.Generator) -> Dictionary:
+    """A dictionary of random directions with the second moments and the rates of the given one."""
     import torch
 
     drawn = random_directions_like(one.directions.cpu().numpy(), rng)

@@ -243,6 +243,33 @@ def test_several_hooks_have_components_of_their_own(
         assert measured.row("area_difference", hook=hook, seed=0)["condition"] == "minus pca"
 
 
+def test_only_the_hooks_and_variants_asked_for_are_patched(
+    patch: Callable[..., Any], sae_of: Callable[..., Any]
+) -> None:
+    saes = [
+        sae_of(directions(), hook=hook, variant=variant)
+        for hook in (HOOK, "model.layers.1")
+        for variant in ("main", "other")
+    ]
+    measured = patch(saes, comparisons=["pca"], hooks=[HOOK], variants=["other"])
+    found = {(row["hook"], row["variant"]) for row in measured.rows if row["metric"] == "area"}
+    assert found == {(HOOK, "other"), (HOOK, "pca")}
+    for option, name in (("hooks", "model.layers.9"), ("variants", "mine")):
+        with pytest.raises(
+            UsageError, match=f"ioi_patching: {option} '{name}' is not in this run; choices: "
+        ):
+            patch(saes, **{option: [name]})
+
+
+def test_another_content_of_the_file_of_pairs_is_another_setting(pairs_file: Callable[..., str]) -> None:
+    first = IOIPatching(pairs=pairs_file(planted_lines(3)))
+    again = IOIPatching(pairs=pairs_file(planted_lines(3)))
+    changed = IOIPatching(pairs=pairs_file(planted_lines(4)))
+    assert first == again
+    assert first.pairs_hash != changed.pairs_hash
+    assert IOIPatching().pairs_hash == ""
+
+
 def test_without_selection_pairs_those_measured_choose(patch: Callable[..., Any], planted: Any) -> None:
     measured = patch([planted], selection_pairs=0)
     content = json.loads((measured.folder / "artifacts" / "curves.json").read_text())
