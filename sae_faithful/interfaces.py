@@ -118,6 +118,26 @@ class EvalContext:
     features: pd.DataFrame | None = None
     """In `evaluate`, for an evaluator that has `reads`: the columns of those, as in `features.parquet`."""
 
+    def handles_at(self, hooks: Sequence[str] = (), variants: Sequence[str] = ()) -> list[SAEHandle]:
+        """Those of `handles` at these hooks and of these variants; nothing given means all.
+
+        Raises:
+            UsageError: a hook or variant that none of them has.
+        """
+        asked = {"hook": list(hooks), "variant": list(variants)}
+        for name, values in asked.items():
+            there = list(dict.fromkeys(getattr(one, name) for one in self.handles))
+            for value in values:
+                if value not in there:
+                    raise UsageError(
+                        f"{name}s '{value}': there is none in this run; choices: {', '.join(there)}"
+                    )
+        return [
+            one
+            for one in self.handles
+            if all(not values or getattr(one, name) in values for name, values in asked.items())
+        ]
+
 
 @runtime_checkable
 class Evaluator(Protocol):

@@ -1,4 +1,4 @@
-"""The one adapter to a language model: activations at hooks, logits, logits with an edit."""
+"""The one adapter to a language model: activations at hooks, logits, and either with an edit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import model_source
+from sae_faithful import model_source, unembedding
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
@@ -171,16 +171,13 @@ class LanguageModel:
     ) -> dict[str, Float[torch.Tensor, "rows context d_in"]]:
         """Activations at `hooks`, in one forward that stops after the last of them."""
         import torch
-        from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-        stops = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
-        layers = [stop for stop in stops if stop is not None]
         device = torch.device(self.device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             cache = self.model.run_with_cache(
                 tokens.to(self.device),
                 names_filter=list(hooks),
-                stop_at_layer=max(layers) if len(layers) == len(stops) else None,
+                stop_at_layer=_stop_after(hooks),
                 prepend_bos=False,
             )[1]
         return {hook: self._flat(cache[hook]) for hook in hooks}
@@ -206,18 +203,64 @@ class LanguageModel:
         """
         import torch
 
-        def replace_activations(activations: torch.Tensor, hook: object) -> torch.Tensor:
-            del hook  # TransformerLens passes it by this name
-            flat = self._flat(activations)
-            edited = edit(flat).to(activations.dtype)
-            if self.hook_head_index is not None:
-                whole = activations.clone()
-                whole[:, :, self.hook_head_index] = edited
-                return whole
-            return edited.reshape(activations.shape)
-
         with torch.set_grad_enabled(grad):
-            return self._run(tokens, [(hook, replace_activations)])
+            return self._run(tokens, [(hook, self._replacing(edit))])
+
+    def activations_with_edit(
+        self,
+        tokens: Int[torch.Tensor, "rows context"],
+        hook: str,
+        edit: Callable[[torch.Tensor], torch.Tensor],
+        hooks: Sequence[str],
+        *,
+        grad: bool = False,
+    ) -> dict[str, Float[torch.Tensor, "rows context d_in"]]:
+        """`activations` at `hooks` when those at `hook` are replaced by `edit(activations)`.
+
+        One forward that stops after the last of `hooks`. Those that run before `hook` are as they would be without
+        the edit; at `hook` itself it is what `edit` gave. With `grad` they can be differentiated by what it adds.
+        """
+        import torch
+
+        found: dict[str, torch.Tensor] = {}
+
+        def record(activations: torch.Tensor, hook: Any) -> None:
+            found[str(hook.name)] = self._flat(activations)
+
+        # The recorders come second, so that at the edited hook itself they are shown what the edit gave.
+        recorders = [(each, record) for each in dict.fromkeys(hooks)]
+        options: dict[str, Any] = {"stop_at_layer": _stop_after(hooks)}
+        if _is_proxy(self.model):
+            # SAELens's wrapper stops after the last module of these.
+            options["_names_filter"] = list(hooks)
+        device = torch.device(self.device)
+        with torch.set_grad_enabled(grad), torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            self._run(tokens, [(hook, self._replacing(edit)), *recorders], **options)
+        return {each: found[each] for each in hooks}
+
+    def unembedding(self) -> Float[torch.Tensor, "vocab d_model"] | None:
+        """What each token's logit reads of the residual stream: its output row with the final norm's gain in it.
+
+        float32. The norm divides by a scale of its input besides, so logits are these products up to a factor.
+        None where a Hugging Face model's output matrix or final norm is not found.
+        """
+        if _is_proxy(self.model):
+            return unembedding.of_hugging_face(self.model.model)
+        return unembedding.of_hooked(self.model)
+
+    def hooks_in_order(self, hooks: Sequence[str]) -> list[str]:
+        """`hooks` in the order in which the model runs them; those that it does not run are left out."""
+        import torch
+
+        order: list[str] = []
+
+        def note(activations: torch.Tensor, hook: Any) -> None:
+            del activations
+            order.append(str(hook.name))
+
+        with torch.no_grad():
+            self._run(torch.zeros(1, 2, dtype=torch.long), [(each, note) for each in dict.fromkeys(hooks)])
+        return list(dict.fromkeys(order))
 
     def random_rows(
         self, n_rows: int, context_size: int, rng: np.random.Generator
@@ -248,11 +291,27 @@ class LanguageModel:
                 raise UsageError(f"generator '{name}' has another vocabulary than {self.name}")
         return other
 
-    def _run(self, tokens: torch.Tensor, hooks: list[Any]) -> torch.Tensor:
-        options: dict[str, Any] = {} if _is_proxy(self.model) else {"prepend_bos": False}
+    def _run(self, tokens: torch.Tensor, hooks: list[Any], **options: Any) -> torch.Tensor:
+        if not _is_proxy(self.model):
+            options["prepend_bos"] = False
         return self.model.run_with_hooks(
             tokens.to(self.device), return_type="logits", fwd_hooks=hooks, **options
         )
+
+    def _replacing(self, edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """A hook that puts `edit(activations)` in the place of the activations."""
+
+        def replace_activations(activations: torch.Tensor, hook: object) -> torch.Tensor:
+            del hook  # TransformerLens passes it by this name
+            flat = self._flat(activations)
+            edited = edit(flat).to(activations.dtype)
+            if self.hook_head_index is not None:
+                whole = activations.clone()
+                whole[:, :, self.hook_head_index] = edited
+                return whole
+            return edited.reshape(activations.shape)
+
+        return replace_activations
 
     def _flat(self, activations: torch.Tensor) -> torch.Tensor:
         if self.hook_head_index is not None:
@@ -265,6 +324,15 @@ def _random_init_seed(config: LanguageModelSAERunnerConfig[Any]) -> int | None:
     if getattr(config, "model_init", "pretrained") == "pretrained":
         return None
     return derive_seed(config.seed, "model_init")
+
+
+def _stop_after(hooks: Sequence[str]) -> int | None:
+    """The layer that need not run for any of `hooks`, as SAELens counts; None where one stands outside the layers."""
+    from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+
+    stops = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
+    layers = [stop for stop in stops if stop is not None]
+    return max(layers) if len(layers) == len(stops) else None
 
 
 def _is_proxy(model: HookedRootModule) -> bool:

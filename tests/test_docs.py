@@ -85,7 +85,7 @@ def first_words(cell: str) -> list[str]:
 
 def normalised(reason: str) -> str:
     """A reason as the docs write it: numbers and places left open."""
-    reason = re.sub(r"^\d+ (sequences|test texts|pairs)", r"N \1", reason)
+    reason = re.sub(r"^\d+ (sequences|test texts|pairs|values)", r"N \1", reason)
     reason = re.sub(r"^\S+ and \S+ have no SAE seed", "A and B have no SAE seed", reason)
     return re.sub(r"^\S+ has one seed", "WHERE has one seed", reason)
 
@@ -368,6 +368,8 @@ OOD_SCORE = {
 }
 LABELLED = {"parity": {"path": "labelled.csv", "text": "text", "label": "label"}}
 IOI = {"ioi_patching": {"pairs": "pairs.jsonl", "candidates": 4, "thresholds": [0.01], "selection_pairs": 2}}
+TOKENS = {"polysemanticity": {"n_features": 20, "min_count": 1}}
+CASES = {"case_studies": {"max_rate": 1.0, "n_features": 2, "n_contexts": 3}}
 PROBING = {"probing": {"tasks": [LABELLED], "sparse_k": [1, 4]}}
 OWN = {"plugin": "self_generated", "n_tokens": 1_600, "batch_size": 64}
 TWO_SOURCES = {"faithful": OWN, "hot": {**OWN, "temperature": 2.0}}
@@ -384,10 +386,16 @@ SCENES = {
         "typicality_tokens": 100,
         "evaluators": [{"fake_features": {"n_tokens": 100}}],
     },
-    "far text and probes": {"sae_seeds": [0, 1, 2], "evaluators": [OOD_SCORE, PROBING, IOI, EVALUATORS[1]]},
+    "far text and probes": {
+        "sae_seeds": [0, 1, 2],
+        "evaluators": [OOD_SCORE, PROBING, IOI, TOKENS, CASES, EVALUATORS[1]],
+    },
 }
 # Evaluators whose rarer reasons have a test of their own, with the texts it takes to bring them about.
-RARE_REASONS = ("fake_features", "ood_score", "probing", "sae_probes_benchmark", "ioi_patching", "autointerp")
+RARE_REASONS = (
+    "fake_features", "ood_score", "probing", "sae_probes_benchmark", "ioi_patching", "autointerp", "polysemanticity",
+    "case_studies",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,114 @@ def test_an_edit_is_shown_the_activations_and_does_not_outlive_its_call(
     torch.testing.assert_close(model.logits(tokens), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_edit_that_changes_nothing_changes_no_activation(
+    model: LanguageModel, tokens: torch.Tensor, autocast: bool
+) -> None:
+    import torch
+
+    model.autocast = autocast
+    first, last = model.hooks
+    clean = model.activations(tokens, [first, last])
+    # Asked for in another order than they run.
+    edited = model.activations_with_edit(tokens, first, lambda own: own, [last, first])
+    assert list(edited) == [last, first]
+    for hook in model.hooks:
+        assert not edited[hook].requires_grad
+        torch.testing.assert_close(edited[hook], clean[hook], rtol=0, atol=0)
+
+
+def test_activations_after_an_edit_are_those_the_logits_with_it_are_made_from(
+    model: LanguageModel, tokens: torch.Tensor
+) -> None:
+    import torch
+
+    first, last = model.hooks
+    clean = model.activations(tokens, [first, last])
+    found = model.activations_with_edit(tokens, first, lambda own: 2 * own, [first, last])
+    # At the edited hook: what the edit gave.
+    torch.testing.assert_close(found[first], 2 * clean[first], rtol=0, atol=0)
+    assert (found[last] - clean[last]).abs().max() > 0.01
+    # Put in the place of the clean model's last hook they give the logits of the edited model.
+    expected = model.logits_with_edit(tokens, first, lambda own: 2 * own)
+    through = model.logits_with_edit(tokens, last, lambda own: found[last])
+    torch.testing.assert_close(through, expected, rtol=0, atol=0)
+    # An edit at a later hook reaches no earlier one, and no edit outlives its call.
+    later = model.activations_with_edit(tokens, last, torch.zeros_like, [first, last])
+    torch.testing.assert_close(later[first], clean[first], rtol=0, atol=0)
+    assert float(later[last].abs().max()) == 0
+    torch.testing.assert_close(model.activations(tokens, [last])[last], clean[last], rtol=0, atol=0)
+
+
+def test_nothing_after_the_last_hook_runs_under_an_edit(
+    model: LanguageModel, tokens: torch.Tensor, layer_calls: Counter[str]
+) -> None:
+    first, last = model.hooks
+    model.activations_with_edit(tokens, first, lambda own: own, [first])
+    assert layer_calls == {"layer 0": 1}
+    model.activations_with_edit(tokens, first, lambda own: own, [last])
+    # SAELens stops a Hugging Face model inside the last hook, before the counter of layer 1.
+    assert (layer_calls["layer 0"], layer_calls["unembedding"]) == (2, 0)
+
+
+def test_activations_can_be_differentiated_by_an_edit(model: LanguageModel, tokens: torch.Tensor) -> None:
+    import torch
+
+    first, last = model.hooks
+    added = torch.zeros(3, 16, 64, requires_grad=True)
+    found = model.activations_with_edit(tokens, first, lambda own: own + added, [last], grad=True)[last]
+    (gradient,) = torch.autograd.grad(found[0, 9, 5], added)
+    # Causal: only the row itself, up to that place; the residual stream passes it on at the place itself.
+    assert float(gradient[1:].abs().max()) == 0
+    assert float(gradient[0, 10:].abs().max()) == 0
+    step = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(1))
+    size = 1e-2
+    up, down = (
+        model.activations_with_edit(tokens, first, lambda own, by=by: own + by * step, [last])[last][0, 9, 5]
+        for by in (size, -size)
+    )
+    assert abs(float(up - down) / (2 * size)) > 0.1
+    torch.testing.assert_close((up - down) / (2 * size), (gradient * step).sum(), rtol=0.02, atol=1e-3)
+
+
+def test_one_head_is_edited_where_activations_are_asked_for(tiny_hooked: Any, tokens: torch.Tensor) -> None:
+    import torch
+
+    hook = "blocks.0.attn.hook_z"
+    model = LanguageModel("tiny", "HookedTransformer", hooks=(hook,), hook_head_index=1, given=tiny_hooked)
+    whole = dataclasses.replace(model, hook_head_index=None)
+
+    def zero_head_1(own: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own[..., :16], torch.zeros_like(own[..., 16:32]), own[..., 32:]], dim=-1)
+
+    last = "blocks.1.attn.hook_z"
+    expected = whole.activations_with_edit(tokens, hook, zero_head_1, [last])[last]
+    found = model.activations_with_edit(tokens, hook, torch.zeros_like, [last])[last]
+    torch.testing.assert_close(found, expected[..., 16:32], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "hooks"),
+    [
+        # As they run: a layer's MLP before the layer's own output, whatever their names sort as.
+        (
+            "AutoModelForCausalLM",
+            ["model.embed_tokens", "model.layers.0.mlp", "model.layers.0", "model.norm"],
+        ),
+        (
+            "HookedTransformer",
+            ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post"],
+        ),
+    ],
+)
+def test_hooks_are_put_in_the_order_in_which_they_run(
+    class_name: str, hooks: list[str], tiny_llama: str, tiny_hooked: Any
+) -> None:
+    given = tiny_hooked if class_name == "HookedTransformer" else None
+    model = LanguageModel(tiny_llama, class_name, hooks=tuple(hooks), given=given)
+    assert model.hooks_in_order([*reversed(hooks), hooks[0]]) == hooks
+
+
 def zero_ablation_loss(model: LanguageModel, tokens: torch.Tensor, hook: str, d_in: int) -> torch.Tensor:
     """What SAELens's evals say the loss is with the activations at a hook set to zero."""
     import torch
@@ -493,3 +601,71 @@ def test_the_generator_of_a_random_model_is_the_trained_one(tiny_llama: str) -> 
     random = LanguageModel(tiny_llama, random_init_seed=1)
     assert random.variant(name=tiny_llama).random_init_seed is None
     assert random.variant(dtype="float64").random_init_seed == 1
+
+
+def test_the_unembedding_has_the_final_norm_s_gain_in_it(model: LanguageModel, tokens: torch.Tensor) -> None:
+    import copy
+
+    import torch
+
+    if model.given is not None:
+        model = dataclasses.replace(model, given=copy.deepcopy(model.given))
+    norm: Any = model.model.ln_final if model.given is not None else model.model.model.model.norm
+    gain = norm.w if model.given is not None else norm.weight
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        gain.copy_(torch.rand(gain.shape, generator=generator) + 0.5)
+    matrix = model.unembedding()
+    assert matrix is not None
+    assert matrix.shape == (64, 64)
+    # x ± f with f orthogonal to x (means apart, which a layer norm takes off): both are of one length, so that the
+    # norm divides them by the same, and the difference of their logits is proportional to the matrix times f.
+    x, f = torch.randn(2, 64, generator=generator)
+    f = f - (f @ (x - x.mean()) if model.given is not None else f @ x) / (
+        (x - x.mean()) @ (x - x.mean()) if model.given is not None else x @ x
+    ) * (x - x.mean() if model.given is not None else x)
+    hook = model.hooks[-1]
+    up, down = (
+        model.logits_with_edit(tokens, hook, lambda own, step=step: (x + step * f).expand_as(own))[0, 0]
+        for step in (1, -1)
+    )
+    factor = (up - down) / (matrix @ f)
+    torch.testing.assert_close(factor, factor.median().expand_as(factor), rtol=1e-3, atol=1e-3)
+    assert float(factor.median()) > 0.1
+
+
+def test_a_gain_that_is_kept_as_one_plus_a_weight_is_found_all_the_same() -> None:
+    import torch
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    from sae_faithful import unembedding
+
+    torch.manual_seed(0)
+    gemma = GemmaForCausalLM(
+        GemmaConfig(
+            vocab_size=50, hidden_size=33, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            num_key_value_heads=1, head_dim=8,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        gemma.model.norm.weight.normal_()
+    matrix = unembedding.of_hugging_face(gemma)
+    assert matrix is not None
+    torch.testing.assert_close(
+        matrix, gemma.lm_head.weight.detach() * (1 + gemma.model.norm.weight.detach()), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_model_without_a_final_norm_or_with_something_after_it_says_so() -> None:
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from sae_faithful import unembedding
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "ffn_dim": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "pad_token_id": 1, "max_position_embeddings": 16}
+    found = unembedding.of_hugging_face(OPTForCausalLM(OPTConfig(word_embed_proj_dim=32, **sizes)))
+    assert found is not None
+    assert found.shape == (50, 32)
+    assert unembedding.of_hugging_face(OPTForCausalLM(OPTConfig(word_embed_proj_dim=16, **sizes))) is None

@@ -58,9 +58,11 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for this file: the model is converted once."""
-    return tmp_path_factory.mktemp("cache")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
+    """One cache for this file, in which the model is converted already."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "models").symlink_to(smollm2.parent)
+    return folder
 
 
 @pytest.fixture(autouse=True)

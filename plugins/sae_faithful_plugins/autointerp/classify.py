@@ -25,6 +25,7 @@ AT_ONCE = 5
 STRONG = 0.3
 """Tokens at least so strong as this share of the feature's strongest are marked."""
 MARKS = ("<<", ">>")
+REPLY_TOKENS_PER_TEXT, REPLY_TOKENS_SPARE = 8, 32
 
 DETECTION = (
     "A feature of a language model is found in some texts and not in others. You are told what it stands for and get "
@@ -39,16 +40,21 @@ FORM = " Answer with one JSON list and nothing else: 1 for yes and 0 for no, one
 EXAMPLE = "names of animals"
 EXAMPLES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "detection": (
-        (" The fox ran into the wood.", " Prices fell in March.", " He fed the horse and left."),
-        "[1, 0, 1]",
+        (
+            " The fox ran into the wood.", " Prices fell in March.", " He fed the horse and left.",
+            " We read in the garden.", " Two swans came by.",
+        ),
+        "[1, 0, 1, 0, 1]",
     ),
     "fuzzing": (
         (
             " The<< fox>> ran into the wood.", " Prices<< fell>> in March.", " He<< fed>> the horse and left.",
+            " We read in the<< garden>>.", " Two<< swans>> came by.",
         ),
-        "[1, 0, 0]",
+        "[1, 0, 0, 0, 1]",
     ),
 }  # fmt: skip
+"""As many texts as a question has: small models answer as many as they are shown."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ def _question(kind: Kind, explanation: str, texts: Sequence[str]) -> Question:
         Message("assistant", reply),
         Message("user", _asked(explanation, texts)),
     )
-    return Question(messages, 8 * len(texts) + 32)
+    return Question(messages, REPLY_TOKENS_PER_TEXT * len(texts) + REPLY_TOKENS_SPARE)
 
 
 def _asked(explanation: str, texts: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -17,13 +18,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful import RunError
-from sae_faithful_plugins.autointerp.assistants import (
-    MALFORMED,
-    REFUSAL,
-    REJECTED,
-    SERVER_ERROR,
-    TIME_OUT,
-    UNKNOWN,
+from sae_faithful_plugins.autointerp.assistants import MALFORMED, REJECTED, SERVER_ERROR, TIME_OUT
+from sae_faithful_plugins.autointerp.replies import (
+    as_text,
+    content,
+    echoed,
+    is_chat,
+    is_completion,
+    is_echo,
+    likely_at,
 )
 from sae_faithful_plugins.autointerp.scoring import Missing
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     import email.message
     from collections.abc import Callable, Mapping, Sequence
 
-    from sae_faithful_plugins.autointerp.assistants import Cloze, Message, Question, Weights
+    from sae_faithful_plugins.autointerp.assistants import Cloze, Question, Weights
     from sae_faithful_plugins.autointerp.cache import ReplyCache
 
 log = logging.getLogger("sae_faithful.autointerp")
@@ -43,6 +46,8 @@ LIKELY_TOKENS = 15
 LONGEST_PAUSE = 300.0
 """Seconds; a server that asks for a longer pause is asked again after these."""
 HOPELESS = {401: "unauthorised", 403: "forbidden", 404: "not found"}
+NOBODY = "no server"
+"""A failure that ends the run if nothing else comes of it: it is in no row."""
 PASSING = {408, 409, 425, 429}
 """Client errors that may pass, besides all of the server's own (5xx)."""
 
@@ -107,6 +112,7 @@ class Client:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._pace = Pace(self.manners.requests_per_minute, self._stop)
+        self._heard = -math.inf  # when the server last said anything
         # A redirection would carry the key to another host.
         self._opener = urllib.request.build_opener(_NoRedirection())
 
@@ -123,8 +129,8 @@ class Client:
             for one in questions
         ]
         return [
-            reply if isinstance(reply, Missing) else _content(reply)
-            for reply in self._all("chat/completions", bodies, _is_chat)
+            reply if isinstance(reply, Missing) else content(reply)
+            for reply in self._all("chat/completions", bodies, is_chat)
         ]
 
     def highest_number(self) -> int | None:
@@ -134,26 +140,27 @@ class Client:
     @cached_property
     def _highest_number(self) -> int | None:
         body = self._echo_body("a\t10\nb\tunknown\n")
-        (reply,) = self._all("completions", [body], _is_echo, hopeless=False)
-        if isinstance(reply, Missing):
+        # A reply without log-probabilities answers the question too: it is kept, and nobody is asked again.
+        (reply,) = self._all("completions", [body], is_completion, hopeless=False)
+        if isinstance(reply, Missing) or not is_echo(reply):
             return None
-        given = _echo(reply)
-        if _at(given, 7) is None:
+        given = echoed(reply)
+        if likely_at(given, 7) is None:
             return None
         return 10 if (2, "10") in zip(given["text_offset"], given["tokens"], strict=False) else 9
 
     def weigh(self, clozes: Sequence[Cloze]) -> list[Weights | Missing]:
         """See `Assistant`: by completions that repeat their prompt with log-probabilities."""
-        prompts = [_as_text(one.messages) for one in clozes]
+        prompts = [as_text(one.messages) for one in clozes]
         bodies = [self._echo_body(prompt + one.answer) for prompt, one in zip(prompts, clozes, strict=True)]
         found: list[Weights | Missing] = []
         for one, prompt, reply in zip(
-            clozes, prompts, self._all("completions", bodies, _is_echo), strict=True
+            clozes, prompts, self._all("completions", bodies, is_echo), strict=True
         ):
             if isinstance(reply, Missing):
                 found.append(reply)
                 continue
-            weights = [_at(_echo(reply), len(prompt) + place) for place in one.places]
+            weights = [likely_at(echoed(reply), len(prompt) + place) for place in one.places]
             whole = [place for place in weights if place is not None]
             found.append(whole if len(whole) == len(weights) else Missing(MALFORMED))
         return found
@@ -200,16 +207,23 @@ class Client:
     def _ask(
         self, path: str, body: dict[str, Any], fits: Callable[[Any], bool], hopeless: bool
     ) -> dict[str, Any] | Missing:
-        """One reply, kept on disk as soon as it is there; tried again after what may pass."""
-        failure = SERVER_ERROR
+        """One reply, kept on disk as soon as it is there; tried again after what may pass.
+
+        Raises:
+            RunError: the server is not there, or does not know key or model: with `hopeless`.
+        """
+        failure, why = SERVER_ERROR, None
+        alone: float | None = None  # since when no try has found a server
         for attempt in range(self.manners.retries + 1):
             self._pace.wait()
             if self._stop.is_set():
                 break
             pause = min(60.0, self.manners.backoff * 2**attempt) * random.uniform(0.5, 1)
+            started = time.monotonic()
             try:
                 reply = self._send(path, body)
             except urllib.error.HTTPError as error:
+                self._heard = time.monotonic()
                 error.close()
                 if hopeless and error.code in HOPELESS:
                     # Without the server's words: some repeat the key in them.
@@ -226,18 +240,25 @@ class Client:
             except TimeoutError:
                 failure = TIME_OUT
             except (OSError, http.client.HTTPException) as error:
-                failure = (
-                    TIME_OUT if isinstance(getattr(error, "reason", None), TimeoutError) else SERVER_ERROR
-                )
+                failure, why = _failure(error), getattr(error, "reason", error)
             else:
+                self._heard = time.monotonic()
                 if fits(reply):
                     self._count(reply)
                     self.cache.put([path, body], reply)
                     return reply
                 failure = MALFORMED
+            alone = (alone or started) if failure == NOBODY else None
             if attempt < self.manners.retries:
                 self._stop.wait(pause)
-        return Missing(failure)
+        if hopeless and alone and self._heard < alone and not self._stop.is_set():
+            # Every other question would wait as long, for nothing.
+            raise RunError(
+                f"autointerp: no server is there at ${URL_VARIABLE} ({getattr(why, 'strerror', None) or why}; "
+                f"{self.manners.retries + 1} tries for the model '{self.name}'); replies that came are kept, so that "
+                "a rerun asks for the others only"
+            )
+        return Missing(SERVER_ERROR if failure == NOBODY else failure)
 
     def _send(self, path: str, body: dict[str, Any]) -> Any:
         """One request; what it says as JSON, or None if it is none."""
@@ -268,6 +289,14 @@ class Client:
             self.usage.reply_tokens += int(used.get("completion_tokens") or 0)
 
 
+def _failure(error: Exception) -> str:
+    """What a connection that did not hold is called."""
+    if isinstance(getattr(error, "reason", None), TimeoutError):
+        return TIME_OUT
+    # Only what fails before a request is sent stands in a URLError; who hangs up later was there.
+    return NOBODY if isinstance(error, urllib.error.URLError) else SERVER_ERROR
+
+
 class _NoRedirection(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -279,49 +308,3 @@ def _retry_after(headers: email.message.Message) -> float | None:
     except ValueError:
         return None
     return min(max(seconds, 0.0), LONGEST_PAUSE)
-
-
-def _is_chat(reply: Any) -> bool:
-    """Whether a reply has the shape of a chat completion."""
-    try:
-        message = reply["choices"][0]["message"]
-    except (TypeError, KeyError, IndexError):
-        return False
-    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
-
-
-def _content(reply: Mapping[str, Any]) -> str | Missing:
-    choice = reply["choices"][0]
-    if choice["message"].get("refusal") or choice.get("finish_reason") == "content_filter":
-        return Missing(REFUSAL)
-    return choice["message"].get("content") or ""
-
-
-def _echo(reply: Mapping[str, Any]) -> dict[str, Any]:
-    return reply["choices"][0]["logprobs"]
-
-
-def _is_echo(reply: Any) -> bool:
-    """Whether a reply has log-probabilities of its prompt's tokens."""
-    try:
-        given = _echo(reply)
-        sizes = [len(given[name]) for name in ("tokens", "text_offset", "top_logprobs")]
-    except (TypeError, KeyError, IndexError):
-        return False
-    return min(sizes) == max(sizes) > 1
-
-
-def _at(given: Mapping[str, Any], offset: int) -> dict[str, float] | None:
-    """The likely tokens where an `UNKNOWN` begins; None where no token begins there."""
-    for start, token, likely in zip(
-        given["text_offset"], given["tokens"], given["top_logprobs"], strict=True
-    ):
-        if start == offset and token and UNKNOWN.startswith(token) and isinstance(likely, dict):
-            return likely
-    return None
-
-
-def _as_text(messages: Sequence[Message]) -> str:
-    """A conversation for a model that continues texts, up to where its answer begins."""
-    parts = [f"{message.role.capitalize()}:\n{message.content}\n\n" for message in messages]
-    return "".join(parts) + "Assistant:\n"

@@ -10,6 +10,8 @@ import numpy as np
 
 from sae_faithful import Artifact, EvalResult, FeatureTable
 from sae_faithful.metrics.intervals import mean_interval
+from sae_faithful_plugins.autointerp.differences import Differences, Kind, Sample
+from sae_faithful_plugins.autointerp.reading import reading
 from sae_faithful_plugins.autointerp.scoring import (
     NONE_SCORED,
     SUBSETS,
@@ -61,6 +63,9 @@ class Results:
     )
     _table: list[Document] = field(default_factory=list[Document])
 
+    def __post_init__(self) -> None:
+        self._differences = Differences(self.dataset)
+
     def of_sae(self, tried: Tried, scored: Sequence[Scored]) -> Iterator[EvalResult | FeatureTable]:
         """What is known of one SAE."""
         yield self._count(
@@ -72,7 +77,7 @@ class Results:
         self._table.append(self._document(tried, scored))
 
     def of_sources(self) -> Iterator[EvalResult | Artifact]:
-        """Means over SAEs, and the table of features."""
+        """Means over SAEs, differences from baselines, and the table of features."""
         for (source, hook, variant, metric, condition), rows in self._of_saes.items():
             values = [row.value for row in rows if row.value is not None]
             low, high, reason = mean_interval(values) if values else (None, None, NONE_SCORED)
@@ -82,6 +87,10 @@ class Results:
                 dataset=self.dataset, condition=condition or None,
                 headline=metric in HEADLINES and not condition.startswith(("top_only", "random_only")),
             )  # fmt: skip
+        differences = list(self._differences.found())
+        yield from (one.row for one in differences)
+        if differences:
+            yield Artifact(name="reading", kind="text", content=reading(differences))
         yield Artifact(name="features", kind="json", content={"saes": self._table})
         yield Artifact(name="features", kind="text", content="\n".join(map(_text, self._table)))
 
@@ -101,6 +110,9 @@ class Results:
             key = (handle.source, handle.hook, handle.variant, scored.metric, condition)
             self._of_saes.setdefault(key, []).append(row)
             yield row
+            if not scored.metric.endswith("_shuffled"):
+                kind = Kind(scored.metric, scored.unit, subset, scored.by)
+                self._differences.add(kind, Sample(handle, values))
             why = Counter(one.reason for one in found if isinstance(one, Missing))
             what = ", ".join(part for part in (scored.metric, condition) if part)
             yield self._count("unscored", sum(why.values()), n_features, what, handle)

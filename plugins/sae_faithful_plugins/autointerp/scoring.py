@@ -103,10 +103,15 @@ def feature_interval(values: Sequence[float]) -> Interval:
     if not values:
         return Interval(None, None, NONE_SCORED)
     if len(values) < MIN_FEATURES:
-        return Interval(None, None, f"{len(values)} features; an interval needs at least {MIN_FEATURES}")
+        return too_few_features(len(values))
     if np.ptp(values) == 0:
         return Interval(None, None, NO_SPREAD)
     return mean_interval(values)
+
+
+def too_few_features(n: int) -> Interval:
+    """No interval, and why."""
+    return Interval(None, None, f"{n} features; an interval needs at least {MIN_FEATURES}")
 
 
 def exchanged(latents: Sequence[int], seed: int) -> dict[int, int]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sae_faithful_plugins.autointerp.assistants import Assistant
 
 Mode = Literal["logprobs", "json"]
-REPLY_TOKENS_PER_TOKEN = 16
+REPLY_TOKENS_PER_TOKEN, REPLY_TOKENS_SPARE = 16, 64
 
 SYSTEM = (
     "A neuron inside a language model responds to one thing in a text. You are told what it responds to and get a "
@@ -113,7 +113,7 @@ def json_question(explanation: str, tokens: Sequence[str]) -> Question:
             Message("assistant", json.dumps({"responses": reply}, ensure_ascii=False)),
         ]
     messages.append(Message("user", _as_json(explanation, tokens)))
-    return Question(tuple(messages), REPLY_TOKENS_PER_TOKEN * len(tokens) + 64)
+    return Question(tuple(messages), REPLY_TOKENS_PER_TOKEN * len(tokens) + REPLY_TOKENS_SPARE)
 
 
 def read_json(reply: str, n: int) -> Float[np.ndarray, " tokens"] | None:

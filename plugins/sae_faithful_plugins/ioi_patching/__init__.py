@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, FeatureTable, UsageError, derive_seed, hash_file, hookimpl
+from sae_faithful import Artifact, FeatureTable, derive_seed, hash_file, hookimpl
 from sae_faithful_plugins.ioi_patching.prompts import Pair, draw_ioi, read_pairs, tokenize_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sae_faithful import EvalContext, EvalResult, SAEHandle
+    from sae_faithful import EvalContext, EvalResult
     from sae_faithful_plugins.ioi_patching.components import Moments
     from sae_faithful_plugins.ioi_patching.prompts import TokenPair
 
@@ -87,7 +87,9 @@ class IOIPatching:
         from sae_faithful_plugins.ioi_patching.components import Moments
 
         self._pairs(context)
-        places = dict.fromkeys((handle.source, handle.hook) for handle in self._handles(context))
+        places = dict.fromkeys(
+            (handle.source, handle.hook) for handle in context.handles_at(self.hooks, self.variants)
+        )
         return [
             Moments(hook, source, context.held_out[source], self.component_tokens)
             for source, hook in places
@@ -111,7 +113,7 @@ class IOIPatching:
         # Before the long part: one who reads it may stop.
         log.info("%s", task_sentence(rows))
         series = []
-        for handle in self._handles(context):
+        for handle in context.handles_at(self.hooks, self.variants):
             one, columns = experiment.measure(handle, handle.hook, handle.d_sae, handle.identity)
             series.append(one)
             yield FeatureTable(handle=handle, columns=columns)
@@ -144,29 +146,10 @@ class IOIPatching:
         measured = tokens[n_choosing:]
         return texts, tokens[:n_choosing] or measured, measured
 
-    def _handles(self, context: EvalContext) -> list[SAEHandle]:
-        """Those that are asked for.
-
-        Raises:
-            UsageError: a hook or variant that no SAE and no baseline has.
-        """
-        for option in ("hooks", "variants"):
-            there = list(dict.fromkeys(getattr(one, option[:-1]) for one in context.handles))
-            for name in getattr(self, option):
-                if name not in there:
-                    raise UsageError(
-                        f"ioi_patching: {option} '{name}' is not in this run; choices: {', '.join(there)}"
-                    )
-        return [
-            one
-            for one in context.handles
-            if (not self.hooks or one.hook in self.hooks)
-            and (not self.variants or one.variant in self.variants)
-        ]
-
     def _compared(self, context: EvalContext, source: str, hook: str) -> list[Literal["pca", "pca_split"]]:
-        """Comparisons at one place, but for those that a variant or a baseline of that name is already."""
-        taken = {one.variant for one in context.handles if (one.source, one.hook) == (source, hook)}
+        """Comparisons at one place, but for those that a measured variant or baseline of that name is already."""
+        measured = context.handles_at(self.hooks, self.variants)
+        taken = {one.variant for one in measured if (one.source, one.hook) == (source, hook)}
         return [name for name in self.comparisons if name not in taken]
 
     def _components(self, moments: Moments, context: EvalContext) -> Iterator[tuple[str, Any, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,42 @@ def test_planted_token_detectors_score_1_while_random_directions_score_low(
     assert both["headline"]
     assert both["ci_low"] < both["value"] < both["ci_high"]
     assert not measured.row("token_set_score", variant="random", condition="top_only")["headline"]
+
+
+def test_against_baselines_planted_detectors_are_higher_and_what_is_alike_is_undecided(
+    model: Embeds, measure: Callable[..., Any]
+) -> None:
+    noise = [replace(random_directions(seed), kind="baseline") for seed in (0, 1)]
+    handles = [detectors(), detectors(1), replace(random_directions(2), variant="alike", seed=0), *noise]
+    measured = measure(Autointerp(**SMALL), handles, {"faithful": text()}, language_model=model)
+    condition = "minus random, top_and_random"
+    difference = measured.row("token_set_score_difference", variant="main", seed=1, condition=condition)
+    scores = [
+        measured.row("token_set_score", variant=variant, seed=1, condition="top_and_random")
+        for variant in ("main", "random")
+    ]
+    assert difference["value"] == pytest.approx(scores[0]["value"] - scores[1]["value"])
+    assert difference["n"] == scores[0]["n"] + scores[1]["n"]
+    # Detectors all score 1, so that the spread is that of the baseline's features alone.
+    assert difference["ci_low"] == pytest.approx(1 - scores[1]["ci_high"], abs=1e-6)
+    assert difference["ci_low"] > 0.3
+    source = measured.row("token_set_score_difference", variant="main", condition=condition)
+    assert (source["n"], source["headline"]) == (2, True)
+    assert source["ci_low"] > 0
+    alike = measured.row("token_set_score_difference", variant="alike", seed=0, condition=condition)
+    assert alike["ci_low"] < 0 < alike["ci_high"]
+    # The baseline itself is against nothing, and shuffled scores are no result.
+    assert {row["variant"] for row in measured.rows if "_difference" in row["metric"]} == {"main", "alike"}
+    assert not any(row["metric"].endswith("_shuffled_difference") for row in measured.rows)
+    text_of = (measured.folder / "artifacts" / "reading.txt").read_text()
+    assert "- faithful, main: higher than random: +0." in text_of
+    assert "- faithful, alike: undecided against random: " in text_of
+
+
+def test_without_baselines_nothing_is_compared(model: Embeds, measure: Callable[..., Any]) -> None:
+    measured = measure(Autointerp(**SMALL), [detectors()], {"faithful": text()}, language_model=model)
+    assert not any("_difference" in row["metric"] for row in measured.rows)
+    assert not (measured.folder / "artifacts" / "reading.txt").exists()
 
 
 class EmbedsTheWordBefore(Embeds):

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from sae_faithful_plugins.autointerp.assistants import Question
-from sae_faithful_plugins.autointerp.classify import Sheet, agreement, classify, read, sheet
+from sae_faithful_plugins.autointerp.classify import (
+    AT_ONCE,
+    EXAMPLES,
+    MARKS,
+    Sheet,
+    agreement,
+    classify,
+    read,
+    sheet,
+)
 from sae_faithful_plugins.autointerp.fragments import FeatureRecords, Record
 from sae_faithful_plugins.autointerp.scoring import FEW_INACTIVE, FEW_RANDOM, Missing
 from sae_faithful_plugins.autointerp.splits import Split
@@ -118,6 +127,16 @@ def test_balanced_accuracy_and_f1_by_hand() -> None:
 def test_anything_but_as_many_zeros_and_ones_is_unreadable(reply: str) -> None:
     assert read(reply, 3) is None
     assert read("Sure: [1, 0, 1].", 3) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["detection", "fuzzing"])
+def test_the_example_has_a_readable_answer_of_the_length_of_a_question(kind: str) -> None:
+    texts, reply = EXAMPLES[kind]
+    answers = read(reply, AT_ONCE)
+    assert answers is not None
+    assert len(texts) == AT_ONCE
+    assert 0 < sum(answers) < AT_ONCE
+    assert all((mark in text) == (kind == "fuzzing") for text in texts for mark in MARKS)
 
 
 class Reader:

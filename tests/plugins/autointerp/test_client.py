@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import threading
 import time
+import urllib.error
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -109,11 +110,74 @@ def test_what_never_passes_is_no_reply_says_why_and_is_not_kept(
     assert [said(body) for _, body, *_ in repeats.requests] == [1]
 
 
-def test_a_server_that_is_not_there_is_a_server_error(
-    make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, server: Any
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def test_a_server_that_is_not_there_ends_all_and_says_so(
+    make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, repeats: Any
 ) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    assert make_client(retries=1).answer(questions(1)) == [Missing(SERVER_ERROR)]
+    monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+    client = make_client(retries=1, concurrency=1)
+    with pytest.raises(
+        RunError, match=r"no server is there at \$OPENAI_BASE_URL \(Connection refused; 2 tries"
+    ):
+        client.answer(questions(50))
+    # The others are not tried, each as long (but one may begin before all is stopped).
+    assert client.usage.requests <= 4
+    monkeypatch.setenv("OPENAI_BASE_URL", repeats.url)
+    assert client.answer(questions(2)) == ["0", "1"]
+
+
+def test_a_server_that_dies_midway_ends_all_and_a_rerun_asks_for_the_rest_only(
+    repeats: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(path: str, body: dict[str, Any], answer: Any = repeats.answer) -> Any:
+        if len(repeats.answered) == 3:
+            monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+        return answer(path, body)
+
+    repeats.answer = dies
+    with pytest.raises(RunError, match="replies that came are kept"):
+        make_client(retries=2, concurrency=1).answer(questions(6))
+    assert [said(body) for _, body, *_ in repeats.requests] == [0, 1, 2]
+    monkeypatch.setenv("OPENAI_BASE_URL", repeats.url)
+    assert make_client(concurrency=1).answer(questions(6)) == [str(i) for i in range(6)]
+    assert [said(body) for _, body, *_ in repeats.requests] == list(range(6))
+
+
+def test_a_server_that_comes_back_is_waited_for(
+    repeats: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+    back = threading.Timer(0.2, lambda: monkeypatch.setenv("OPENAI_BASE_URL", repeats.url))
+    back.start()
+    assert make_client(backoff=0.1, concurrency=2).answer(questions(4)) == ["0", "1", "2", "3"]
+    back.join()
+    assert len(repeats.requests) == 4
+
+
+def test_a_server_that_is_there_and_never_in_time_is_a_time_out_and_not_the_end(
+    repeats: Any, make_client: Callable[..., Client], make_fault: Any
+) -> None:
+    repeats.fault = lambda path, body, seen: make_fault(delay=0.6)
+    assert make_client(timeout=0.2, retries=1).answer(questions(1)) == [Missing(TIME_OUT)]
+
+
+def test_one_question_without_connection_is_missing_where_others_are_answered(
+    repeats: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Client._send
+
+    def refused(self: Client, path: str, body: dict[str, Any]) -> Any:
+        if said(body) != 1:
+            return send(self, path, body)
+        while len(repeats.answered) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)  # until those two are read, which was after this try began
+        raise urllib.error.URLError(ConnectionRefusedError())
+
+    monkeypatch.setattr(Client, "_send", refused)
+    assert make_client(retries=0).answer(questions(3)) == ["0", Missing(SERVER_ERROR), "2"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -242,10 +306,27 @@ def test_a_tokenizer_that_joins_tab_and_number_gives_no_places(
     assert make_client().weigh([CLOZE]) == [Missing(MALFORMED)]
 
 
-@pytest.mark.parametrize("status", [200, 400, 404, 500])
-def test_a_server_without_log_probabilities_says_so(
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_server_that_repeats_no_prompt_says_so(
     status: int, server: Any, make_client: Callable[..., Client], make_fault: Any
 ) -> None:
-    body = json.dumps({"choices": [{"text": "a", "logprobs": None}]}).encode()
-    server.fault = lambda path, asked, seen: make_fault(status=status, body=body)
+    server.fault = lambda path, asked, seen: make_fault(status=status, body=b"{}")
     assert make_client(retries=1).highest_number() is None
+
+
+@pytest.mark.parametrize("logprobs", [{"logprobs": None}, {}])
+def test_a_server_without_log_probabilities_is_asked_once_and_never_again(
+    logprobs: dict[str, Any], server: Any, make_client: Callable[..., Client],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    server.answer = lambda path, body: {"choices": [{"text": "a", **logprobs}]}
+    assert make_client().highest_number() is None
+    assert len(server.requests) == 1
+    # The same is known without it, and what it may know is not waited for to the end.
+    monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+    client = make_client()
+    assert client.highest_number() is None
+    assert client.usage.requests == 0
+    client = make_client(retries=0)
+    client.name = "model-y"
+    assert client.highest_number() is None

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,97 @@ def test_a_rerun_is_free(oracle: Any, detectors: Any, measure: Callable[..., Any
     again = measure(options, [detectors], {"faithful": text()})
     assert len(oracle.requests) == n
     assert again.rows == first.rows
+
+
+EVERY: dict[str, Any] = {
+    **OPTIONS, "scores": ["simulation", "detection", "fuzzing"], "mode": "json", "shuffled": False,
+    "n_features": 3, "concurrency": 40, "timeout": 2.0,
+}  # fmt: skip
+
+
+def test_whatever_the_server_does_at_first_the_rows_are_those_of_a_server_without_faults(
+    oracle: Any, detectors: Any, measure: Callable[..., Any], make_fault: Any, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    faults = [
+        make_fault(status=429, headers={"Retry-After": "0.02"}, body=b"{}"), make_fault(status=500, body=b"oops"),
+        make_fault(delay=2.5), make_fault(drip=0.05), make_fault(cut=True), make_fault(body=b"<html>"),
+    ]  # fmt: skip
+    oracle.fault = lambda path, body, seen: faults[len(str(body)) % 6] if seen == 0 else None
+    measured = measure(Autointerp(**EVERY), [detectors], {"faithful": text()})
+    # Every question is answered once, at its second try: none is lost, none answered, or scored, twice.
+    assert len(oracle.answered) == len(set(oracle.answered))
+    assert len(oracle.requests) == 2 * len(oracle.answered)
+    met = {len(str(body)) % 6 for _, body, *_ in oracle.requests}
+    assert met == set(range(6))
+    oracle.fault = lambda path, body, seen: None
+    monkeypatch.setenv("SAE_FAITHFUL_CACHE", str(tmp_path / "another"))
+    undisturbed = measure(Autointerp(**EVERY), [detectors], {"faithful": text()})
+    assert measured.rows == undisturbed.rows
+    row = measured.row("autointerp_score", seed=0, condition=f"top_and_random, {BY}json")
+    assert (row["value"], row["n"]) == (pytest.approx(1.0), 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "0"}, "body": b"{}"}, "server error"),
+        ({"status": 500, "body": b"oops"}, "server error"),
+        ({"delay": 2.5}, "time-out"),
+        ({"cut": True}, "malformed reply"),
+        ({"body": b"<html>"}, "malformed reply"),
+    ],
+)
+def test_what_never_comes_is_one_unscored_feature_and_a_rerun_gets_it(
+    fault: dict[str, Any], reason: str, oracle: Any, detectors: Any, measure: Callable[..., Any],
+    make_fault: Any,
+) -> None:  # fmt: skip
+    """The simulation of the word 11 fails at every try; all else is as it is."""
+
+    def fails(path: str, body: dict[str, Any], seen: int) -> Any:
+        asked = body["messages"][-1]["content"]
+        simulates = asked.startswith("{") and json.loads(asked)["responds to"] == "the word 11"
+        return make_fault(**fault) if simulates else None
+
+    oracle.fault = fails
+    options = Autointerp(**{**EVERY, "scores": ["simulation", "detection"], "retries": 1})
+    measured = measure(options, [detectors], {"faithful": text()})
+    by = f"{BY}json"
+    for subset in RANDOM_SUBSETS:
+        row = measured.row("autointerp_score", seed=0, condition=f"{subset}, {by}")
+        assert (row["value"], row["n"]) == (pytest.approx(1.0), 2)
+        why = f"autointerp_score, {subset}, {by}: {reason}"
+        assert measured.row("unscored", seed=0, condition=why)["value"] == 1
+    assert measured.row("detection_balanced_accuracy", seed=0)["n"] == 3
+    n_kept = len(oracle.answered)
+    oracle.fault = lambda path, body, seen: None
+    recovered = measure(options, [detectors], {"faithful": text()})
+    row = recovered.row("autointerp_score", seed=0, condition=f"top_and_random, {by}")
+    assert (row["value"], row["n"]) == (pytest.approx(1.0), 3)
+    # Its ten fragments, and nothing else.
+    assert 0 < len(oracle.answered) - n_kept <= 10
+    assert len(oracle.answered) == len(set(oracle.answered))
+
+
+def test_a_server_that_dies_ends_the_run_and_the_rerun_asks_for_the_rest_only(
+    oracle: Any, detectors: Any, measure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(path: str, body: dict[str, Any], answer: Any = oracle.answer) -> Any:
+        if len(oracle.answered) == 20:
+            monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+        return answer(path, body)
+
+    oracle.answer = dies
+    options = Autointerp(**{**EVERY, "concurrency": 1, "retries": 0})
+    with pytest.raises(
+        RunError, match=r"no server is there at \$OPENAI_BASE_URL.*a rerun asks for the others"
+    ):
+        measure(options, [detectors], {"faithful": text()})
+    assert len(oracle.answered) == 20
+    monkeypatch.setenv("OPENAI_BASE_URL", oracle.url)
+    again = measure(options, [detectors], {"faithful": text()})
+    assert again.row("autointerp_score", seed=0, condition=f"top_only, {BY}json")["n"] == 3
+    assert len(oracle.answered) == len(set(oracle.answered)) > 20
 
 
 def test_detection_and_fuzzing_by_one_who_knows_are_perfect(
@@ -241,9 +333,10 @@ def test_metrics_units_columns_and_reasons_stand_in_the_docs(
 ) -> None:
     scores = ["token_set", "simulation", "detection", "fuzzing"]
     dead = plant(np.zeros((VOCAB, 3)), seed=1)
+    same = replace(detectors, kind="baseline", variant="same")
     every = {**OPTIONS, "scores": scores, "n_features": 12}
-    alike = measure(Autointerp(**every), [detectors, dead], {"faithful": text()})
-    few = measure(Autointerp(**{**every, "n_features": 5}), [detectors], {"faithful": text()})
+    alike = measure(Autointerp(**every), [detectors, dead, same], {"faithful": text()})
+    few = measure(Autointerp(**{**every, "n_features": 5}), [detectors, same], {"faithful": text()})
     rows = alike.rows + few.rows
     page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
     section = page.partition("\n## autointerp\n")[2].partition("\n## ")[0]

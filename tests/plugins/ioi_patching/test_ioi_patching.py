@@ -255,9 +255,7 @@ def test_only_the_hooks_and_variants_asked_for_are_patched(
     found = {(row["hook"], row["variant"]) for row in measured.rows if row["metric"] == "area"}
     assert found == {(HOOK, "other"), (HOOK, "pca")}
     for option, name in (("hooks", "model.layers.9"), ("variants", "mine")):
-        with pytest.raises(
-            UsageError, match=f"ioi_patching: {option} '{name}' is not in this run; choices: "
-        ):
+        with pytest.raises(UsageError, match=f"{option} '{name}': there is none in this run; choices: "):
             patch(saes, **{option: [name]})
 
 
