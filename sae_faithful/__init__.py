@@ -14,6 +14,7 @@ from sae_faithful.hookspecs import hookimpl
 if TYPE_CHECKING:
     from sae_faithful.architectures import register_architectures
     from sae_faithful.config import ExperimentConfig
+    from sae_faithful.detokenizer import Detokenizer, marked
     from sae_faithful.experiment import run
     from sae_faithful.hashing import derive_seed, hash_file, hash_settings
     from sae_faithful.interfaces import (
@@ -44,6 +45,7 @@ _HOMES = {
     "ActivationBatch": "interfaces",
     "Artifact": "interfaces",
     "Baseline": "interfaces",
+    "Detokenizer": "detokenizer",
     "Directions": "interfaces",
     "EvalContext": "interfaces",
     "EvalResult": "interfaces",
@@ -65,6 +67,7 @@ _HOMES = {
     "hash_file": "hashing",
     "hash_settings": "hashing",
     "load_plugins": "registry",
+    "marked": "detokenizer",
     "register_architectures": "architectures",
     "run": "experiment",
 }
@@ -73,6 +76,7 @@ __all__ = [
     "ActivationBatch",
     "Artifact",
     "Baseline",
+    "Detokenizer",
     "Directions",
     "EvalContext",
     "EvalResult",
@@ -96,6 +100,7 @@ __all__ = [
     "hash_settings",
     "hookimpl",
     "load_plugins",
+    "marked",
     "register_architectures",
     "run",
 ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+from .named_tests import TESTS, claims, claims_something, functions
 
 # By the sections of the measurement protocol. A flaw with two faces has a line for each.
 FLAWS = {
@@ -128,27 +127,9 @@ FLAWS = {
 }  # fmt: skip
 
 
-def functions(path: Path) -> dict[str, ast.FunctionDef]:
-    """The functions of a file that pytest could collect, without running the file."""
-    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
-
-
-def claims(function: ast.FunctionDef) -> bool:
-    """Whether it asserts something, or expects an error."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assert):
-            return True
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            name = ast.unparse(node.func)
-            if name == "pytest.raises" or node.func.attr.startswith("assert_"):
-                return True
-    return False
-
-
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_every_flaw_has_a_test_that_claims_something(flaw: str) -> None:
-    path, name = FLAWS[flaw].split("::")
-    assert claims(functions(TESTS / path)[name])
+    assert claims_something(FLAWS[flaw])
 
 
 def test_every_test_named_after_a_flaw_is_in_the_table() -> None:

@@ -296,6 +296,19 @@ def test_a_perfect_sae_scores_one_and_one_that_gives_zero_scores_zero(
     assert row_of(measured, "explained_variance", seed=1)["value"] == pytest.approx(1 - 8 / 3)
 
 
+def test_an_sae_of_shuffled_rows_is_worse_than_none(
+    plant: Callable[..., Any], measure: Callable[..., Any]
+) -> None:
+    """A negative control: latents as they were, each with the direction of another."""
+    own = plant(identity_on(5, 6), np.eye(VOCAB), seed=0)
+    shuffled = plant(identity_on(5, 6), np.roll(np.eye(VOCAB), 3, axis=0), seed=1)
+    measured = measure(Reconstruction(), [own, shuffled], {"faithful": rows_of(*THREE_FIVES_AND_A_SIX)})
+    assert row_of(measured, "l0", seed=1)["value"] == row_of(measured, "l0", seed=0)["value"] == 1
+    assert row_of(measured, "fvu", seed=0)["value"] == pytest.approx(0)
+    # Errors of 1 + 1 a token, orthogonal as its direction is, against a variance of 3/8.
+    assert row_of(measured, "fvu", seed=1)["value"] == pytest.approx(2 / (3 / 8))
+
+
 def test_flaw_bos_is_left_out_whatever_its_norm(
     plant: Callable[..., Any], measure: Callable[..., Any]
 ) -> None:
@@ -514,6 +527,51 @@ def test_losses_and_divergence_equal_saelens_with_special_tokens_excluded(
     assert abs(ablated - own) > 0.05
     assert abs(sae - own) > 0.01
     assert divergence > 0.01
+
+
+@pytest.mark.parametrize("hook", [HOOK, LATER_HOOK])
+def test_the_identity_leaves_the_loss_and_a_zero_sae_has_that_of_zero_ablation(
+    llama: LanguageModel, plant: Callable[..., Any], measure: Callable[..., Any], hook: str
+) -> None:
+    import torch
+
+    eye = np.eye(D_MODEL)
+    identity = plant(np.hstack([eye, -eye]), np.vstack([eye, -eye]), hook=hook, seed=0)
+    nothing = plant(np.zeros((D_MODEL, 8)), eye[:8], hook=hook, seed=1)
+    rows = np.random.default_rng(0).integers(3, VOCAB, (60, 12))
+    rows[:, 0] = BOS
+    held_out = {"faithful": TokenSet.from_rows(rows)}
+    measured = measure(Reconstruction(), [identity, nothing], held_out, language_model=llama)
+    tokens = torch.from_numpy(rows)
+    # Without BOS its activation stays and only the others are replaced; with it everything is.
+    for condition, first in ((None, 1), (WITH_BOS, 0)):
+        zeroed = (torch.arange(12) >= first)[:, None]
+        with torch.no_grad():
+            own, ablated = (
+                torch.nn.functional.cross_entropy(
+                    logits[:, first:-1].flatten(0, 1).double(), tokens[:, first + 1 :].flatten()
+                ).item()
+                for logits in (
+                    llama.logits(tokens),
+                    llama.logits_with_edit(
+                        tokens, hook, lambda x, zeroed=zeroed: torch.where(zeroed, torch.zeros_like(x), x)
+                    ),
+                )
+            )
+        assert abs(ablated - own) > 0.05
+        found = {
+            (metric, seed): row_of(measured, metric, seed=seed, condition=condition)["value"]
+            for metric in ("ce_difference", "perplexity", "kl", "ce_loss_score")
+            for seed in (0, 1)
+        }
+        assert found["ce_difference", 0] == pytest.approx(0, abs=1e-5)
+        assert found["kl", 0] == pytest.approx(0, abs=1e-5)
+        assert found["ce_loss_score", 0] == pytest.approx(1, abs=1e-4)
+        assert found["perplexity", 0] == pytest.approx(math.exp(own), rel=1e-5)
+        assert found["ce_difference", 1] == pytest.approx(ablated - own, abs=1e-5)
+        assert found["perplexity", 1] == pytest.approx(math.exp(ablated), rel=1e-5)
+        if condition == WITH_BOS:
+            assert found["ce_loss_score", 1] == pytest.approx(0, abs=1e-4)
 
 
 def test_results_do_not_depend_on_the_batches(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sae_faithful import UsageError, derive_seed, hookimpl
+from sae_faithful import Detokenizer, UsageError, derive_seed, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -151,10 +151,10 @@ class Autointerp:
         """Scores of every SAE's features, means over SAEs, and the table of features."""
         from sae_faithful_plugins.autointerp.results import Results
 
-        decode = Decoder(context.language_model.tokenizer)
+        detokenizer = Detokenizer(context.language_model.tokenizer)
         tried = self._tried(context, observers)
-        judge = self._judge(context, decode, tried)
-        results = Results(self.dataset, decode)
+        judge = self._judge(context, detokenizer, tried)
+        results = Results(self.dataset, detokenizer)
         for one in tried:
             yield from results.of_sae(one, list(judge.scored(one.handle, one.splits)))
         yield from results.of_sources()
@@ -182,10 +182,10 @@ class Autointerp:
             tried.append(Tried(handle, len(one.tokens), one.n_active, chosen[one], splits))
         return tried
 
-    def _judge(self, context: EvalContext, decode: Decoder, tried: Sequence[Tried]) -> Judge:
+    def _judge(self, context: EvalContext, detokenizer: Detokenizer, tried: Sequence[Tried]) -> Judge:
         from sae_faithful_plugins.autointerp.judging import Judge
 
-        judge = Judge(self.scores, decode, context.seed, self.shuffled, mode=self.mode)
+        judge = Judge(self.scores, detokenizer.token, context.seed, self.shuffled, mode=self.mode)
         if self._asking:
             judge.explainer, judge.simulator = self._assistants(context)
             self._announce(judge, tried)
@@ -225,24 +225,3 @@ class Autointerp:
                 f"autointerp: {estimate.sentence(self.prices)}, more than max_cost {self.max_cost:g}; "
                 "choose fewer features, or raise it"
             )
-
-
-class Decoder:
-    """Tokens as text; their ids, apart, where the model came without a tokenizer."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = self._text(token)
-        return self._known[token]
-
-    def _text(self, token: int) -> str:
-        if self._tokenizer is None:
-            return f" {token}"
-        text = str(self._tokenizer.decode([token]))
-        # SentencePiece's tokenizers drop the space in front of a text's first word.
-        spaced = str(self._tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
-        return f" {text}" if spaced and not text.startswith(" ") else text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import Artifact, EvalResult, FeatureTable
+from sae_faithful import Artifact, EvalResult, FeatureTable, marked
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful_plugins.autointerp.differences import Differences, Kind, Sample
 from sae_faithful_plugins.autointerp.reading import reading
@@ -20,9 +20,9 @@ from sae_faithful_plugins.autointerp.scoring import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from sae_faithful import SAEHandle
+    from sae_faithful import Detokenizer, SAEHandle
     from sae_faithful_plugins.autointerp.fragments import Record
     from sae_faithful_plugins.autointerp.scoring import Scored
     from sae_faithful_plugins.autointerp.splits import Split
@@ -36,7 +36,6 @@ HEADLINES = (
 A_COUNT = "a count, not an estimate"
 FEATURES_IN_TEXT = 10
 CONTEXTS = 3
-TOKENS_AROUND = 10
 Document = dict[str, Any]
 
 
@@ -57,7 +56,7 @@ class Results:
     """Makes rows of SAEs, and from them those of sources."""
 
     dataset: str | None
-    decode: Callable[[int], str]
+    detokenizer: Detokenizer
     _of_saes: dict[tuple[str, ...], list[EvalResult]] = field(
         default_factory=dict[tuple[str, ...], list[EvalResult]]
     )
@@ -147,14 +146,7 @@ class Results:
 
     def _context(self, record: Record) -> Document:
         peak = int(record.activations.argmax())
-        parts = (
-            record.ids[max(0, peak - TOKENS_AROUND) : peak],
-            record.ids[peak : peak + 1],
-            record.ids[peak + 1 : peak + 1 + TOKENS_AROUND],
-        )
-        before, token, after = ("".join(self.decode(int(one)) for one in part) for part in parts)
-        activation = float(record.activations[peak])
-        return {"activation": activation, "before": before, "token": token, "after": after}
+        return {"activation": float(record.activations[peak]), **self.detokenizer.around(record.ids, peak)}
 
 
 def _scores(scored: Scored, latent: int) -> Document:
@@ -193,10 +185,7 @@ def _text(sae: Document) -> str:
     ]
     for feature in sae["features"][:FEATURES_IN_TEXT]:
         context = feature["contexts"][0]
-        shown = " ".join(f"{context['before']}«{context['token']}»{context['after']}".split()).replace(
-            "`", "'"
-        )
-        lines.append(f"- {feature['latent']}: {context['activation']:.2f} at `{shown}`")
+        lines.append(f"- {feature['latent']}: {context['activation']:.2f} at `{marked(context)}`")
         for one in feature["scores"]:
             if not one["metric"].endswith("_shuffled"):
                 first = next(iter(one["scores"]))

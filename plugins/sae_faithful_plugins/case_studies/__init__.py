@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from sae_faithful import Artifact, FeatureTable, derive_seed, hookimpl
+from sae_faithful import Artifact, Detokenizer, FeatureTable, derive_seed, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -150,12 +150,12 @@ class CaseStudies:
 
     def _cases(self, study: Study, context: EvalContext) -> Iterator[Case]:
         from sae_faithful_plugins.case_studies.ablation import Ablation, contexts_of
-        from sae_faithful_plugins.case_studies.reading import Words, case_document
+        from sae_faithful_plugins.case_studies.reading import case_document
         from sae_faithful_plugins.case_studies.results import Case
         from sae_faithful_plugins.case_studies.unembedding import Unembedded
 
         matrix = context.language_model.unembedding() if study.latents else None
-        words = Words(context.language_model.tokenizer)
+        detokenizer = Detokenizer(context.language_model.tokenizer)
         for i, latent in enumerate(study.latents):
             case = Case(study, i)
             log.info("case_studies: %s, latent %d", ", ".join(map(str, study.handle.key)), latent)
@@ -167,7 +167,7 @@ class CaseStudies:
                     resolve=self.ablation == "resolve", log_probs=self.effect == "log_probs",
                 )  # fmt: skip
             case.unembedded = Unembedded.of(study.handle, latent, matrix, self.max_norm)
-            case.document = case_document(self, case, words)
+            case.document = case_document(self, case, detokenizer)
             if case.ablation is not None:
                 case.ablation.forget()
             yield case

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful import marked
 from sae_faithful_plugins.case_studies.unembedding import Unembedded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sae_faithful import Detokenizer
     from sae_faithful.metrics.intervals import Interval
     from sae_faithful_plugins.case_studies import CaseStudies
     from sae_faithful_plugins.case_studies.ablation import Ablation
@@ -20,31 +22,9 @@ if TYPE_CHECKING:
 
 N_CONTEXTS = 5
 CONTEXTS_IN_TEXT = 3
-TOKENS_AROUND = 10
 N_TOKENS = 10
 TOKENS_IN_TEXT = 5
 Document = dict[str, Any]
-
-
-class Words:
-    """Tokens as text; their ids where the model came without a tokenizer."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, token: int) -> str:
-        if self._tokenizer is None:
-            return f" {token}"
-        text = str(self._tokenizer.decode([token]))
-        # SentencePiece's tokenizers drop the space in front of a text's first word.
-        spaced = str(self._tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
-        return f" {text}" if spaced and not text.startswith(" ") else text
-
-    def run(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Neighbours in a text."""
-        if self._tokenizer is None:
-            return " ".join(str(int(token)) for token in tokens)
-        return str(self._tokenizer.decode([int(token) for token in tokens]))
 
 
 def document(options: CaseStudies, cases: Mapping[Study, Sequence[Case]]) -> Document:
@@ -78,7 +58,7 @@ def _rule(options: CaseStudies) -> str:
     return f"the largest share of activation on one token, {rare}"
 
 
-def case_document(options: CaseStudies, case: Case, words: Words) -> Document:
+def case_document(options: CaseStudies, case: Case, detokenizer: Detokenizer) -> Document:
     """One case, all but its tree, in plain JSON."""
     study = case.study
     codes = study.codes[case.i]
@@ -87,12 +67,12 @@ def case_document(options: CaseStudies, case: Case, words: Words) -> Document:
         "why": study.why[case.latent],
         "n_active": int((codes > 0).sum()),
         "maximum": float(max(codes.max(initial=0), 0)),
-        "top_token": _share(case.share, words),
-        "histogram": _histogram(case.histogram, words),
-        "contexts": _contexts(case, words),
+        "top_token": _share(case.share, detokenizer),
+        "histogram": _histogram(case.histogram, detokenizer),
+        "contexts": _contexts(case, detokenizer),
         "neuron": None,
-        "ablation": None if case.ablation is None else _ablation(options, case.ablation, words),
-        "unembedding": _unembedding(case, words),
+        "ablation": None if case.ablation is None else _ablation(options, case.ablation, detokenizer),
+        "unembedding": _unembedding(case, detokenizer),
     }
     if case.neuron is not None:
         found["neuron"] = {
@@ -100,8 +80,8 @@ def case_document(options: CaseStudies, case: Case, words: Words) -> Document:
             "side": "above 0" if case.neuron.sign > 0 else "below 0",
             "similarity": case.neuron.similarity,
             "n_active": int((study.neuron_values[case.i] > 0).sum()),
-            "top_token": _share(case.neuron_share, words),
-            "histogram": _histogram(case.neuron_histogram, words),
+            "top_token": _share(case.neuron_share, detokenizer),
+            "histogram": _histogram(case.neuron_histogram, detokenizer),
         }
     return found
 
@@ -116,11 +96,11 @@ def _interval(interval: Interval) -> Document:
     return {"ci_low": interval.low, "ci_high": interval.high, "reason": interval.reason}
 
 
-def _share(share: Share | None, words: Words) -> Document | None:
+def _share(share: Share | None, detokenizer: Detokenizer) -> Document | None:
     if share is None:
         return None
     return {
-        "token": words(share.token),
+        "token": detokenizer.token(share.token),
         "id": share.token,
         "share_of_activation": share.of_activation,
         **_interval(share.interval),
@@ -128,12 +108,12 @@ def _share(share: Share | None, words: Words) -> Document | None:
     }
 
 
-def _histogram(histogram: Histogram, words: Words) -> Document:
+def _histogram(histogram: Histogram, detokenizer: Detokenizer) -> Document:
     return {
         "maximum": histogram.largest,
         "series": [
             {
-                "token": words(histogram.tokens[i]) if i < len(histogram.tokens) else None,
+                "token": detokenizer.token(histogram.tokens[i]) if i < len(histogram.tokens) else None,
                 "id": histogram.tokens[i] if i < len(histogram.tokens) else None,
                 "counts": counts.tolist(),
             }
@@ -142,7 +122,7 @@ def _histogram(histogram: Histogram, words: Words) -> Document:
     }
 
 
-def _contexts(case: Case, words: Words) -> list[Document]:
+def _contexts(case: Case, detokenizer: Detokenizer) -> list[Document]:
     """The rows in which the feature is most active, each with its strongest token."""
     codes, ids = case.study.codes[case.i], case.study.ids
     strongest = codes.max(axis=1)
@@ -153,9 +133,7 @@ def _contexts(case: Case, words: Words) -> list[Document]:
             found.append(
                 {
                     "activation": float(strongest[row]),
-                    "before": words.run(ids[row, max(0, position - TOKENS_AROUND) : position]),
-                    "token": words(int(ids[row, position])),
-                    "after": words.run(ids[row, position + 1 : position + 1 + TOKENS_AROUND]),
+                    **detokenizer.around(ids[row], position),
                     "row": case.study.start + int(row),
                     "position": position,
                 }
@@ -163,14 +141,14 @@ def _contexts(case: Case, words: Words) -> list[Document]:
     return found
 
 
-def _ablation(options: CaseStudies, ablation: Ablation, words: Words) -> Document:
+def _ablation(options: CaseStudies, ablation: Ablation, detokenizer: Detokenizer) -> Document:
     mean = ablation.mean
     order = np.argsort(mean, kind="stable")
 
     def effects(tokens: np.ndarray) -> list[Document]:
         return [
             {
-                "token": words(int(token)),
+                "token": detokenizer.token(int(token)),
                 "id": int(token),
                 "effect": float(mean[token]),
                 **_interval(ablation.interval(int(token))),
@@ -192,7 +170,7 @@ def _ablation(options: CaseStudies, ablation: Ablation, words: Words) -> Documen
     }
 
 
-def _unembedding(case: Case, words: Words) -> Document:
+def _unembedding(case: Case, detokenizer: Detokenizer) -> Document:
     found = case.unembedded
     if not isinstance(found, Unembedded):
         return {"reason": found}
@@ -201,7 +179,8 @@ def _unembedding(case: Case, words: Words) -> Document:
 
     def tokens(some: np.ndarray) -> list[Document]:
         return [
-            {"token": words(int(each)), "id": int(each), "score": float(found.scores[each])} for each in some
+            {"token": detokenizer.token(int(each)), "id": int(each), "score": float(found.scores[each])}
+            for each in some
         ]
 
     return {
@@ -318,8 +297,7 @@ def _quoted(token: str) -> str:
 
 
 def _shown(context: Document) -> str:
-    run = f"{context['before']}«{context['token']}»{context['after']}"
-    return "`" + " ".join(run.split()).replace("`", "'") + "`"
+    return f"`{marked(context)}`"
 
 
 def _table(histogram: Document) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful import Detokenizer
 from sae_faithful.metrics.intervals import Interval, mean_interval
 from sae_faithful_plugins.case_studies.tree_contexts import Feature
 
@@ -181,10 +182,7 @@ def _interval(drops: np.ndarray, rounding: float) -> Interval:
 
 def described(contexts: Contexts, tokenizer: Any) -> list[dict[str, Any]]:
     """Every context as plain JSON, with words, or token ids where there is no tokenizer."""
-
-    def words(ids: np.ndarray) -> str:
-        return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids.tolist()))
-
+    detokenizer = Detokenizer(tokenizer)
     found: list[dict[str, Any]] = []
     for i, position in enumerate(contexts.positions):
         ids = contexts.tokens[i, : position + 1].numpy()
@@ -193,8 +191,8 @@ def described(contexts: Contexts, tokenizer: Any) -> list[dict[str, Any]]:
                 "row": int(contexts.rows[i]),
                 "position": int(position),
                 "activation": float(contexts.activations[i]),
-                "token": words(ids[-1:]),
-                "text": words(ids[-TEXT_TOKENS:]),
+                "token": detokenizer.text(ids[-1:]),
+                "text": detokenizer.text(ids[-TEXT_TOKENS:]),
             }
         )
     return found

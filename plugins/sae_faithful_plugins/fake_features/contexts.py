@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import Artifact
+from sae_faithful import Artifact, Detokenizer, marked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sae_faithful.metrics.fake_ratio import Criterion
     from sae_faithful_plugins.fake_features.counting import Meaningless, OwnText
 
-TOKENS_AROUND = 10
 LATENTS_IN_TEXT = 3
 Document = dict[str, Any]
 
@@ -66,30 +65,22 @@ def _most_fake(
 
 def _contexts(own: OwnText, latent: int, context: EvalContext) -> list[Document]:
     assert own.strongest is not None
+    detokenizer = Detokenizer(context.language_model.tokenizer)
     found: list[Document] = []
     for activation, row, position in zip(
         own.strongest.values[latent], own.strongest.rows[latent], own.strongest.positions[latent], strict=True
     ):
         if activation > 0:
             ids = own.tokens.rows(int(row), int(row) + 1)[0]
-            start = max(0, position - TOKENS_AROUND)
             found.append(
                 {
                     "activation": float(activation),
-                    "before": _text(ids[start:position], context),
-                    "token": _text(ids[position : position + 1], context),
-                    "after": _text(ids[position + 1 : position + 1 + TOKENS_AROUND], context),
+                    **detokenizer.around(ids, int(position)),
                     "row": int(row),
                     "position": int(position),
                 }
             )
     return found
-
-
-def _text(ids: np.ndarray, context: EvalContext) -> str:
-    """Tokens as text; their ids where the model came without a tokenizer."""
-    tokenizer = context.language_model.tokenizer
-    return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids.tolist()))
 
 
 def _lines(sae: Document) -> list[str]:
@@ -103,10 +94,8 @@ def _lines(sae: Document) -> list[str]:
             f"fires on {latent['rate_random']:.1%} of random tokens, {latent['rate_own']:.1%} of real text"
         )
         strongest = latent["contexts"][0]
-        text = f"{strongest['before']}«{strongest['token']}»{strongest['after']}"
-        shown = " ".join(text.split()).replace("`", "'")
         verdict = "" if latent["fake"] else " (not fake)"
         lines.append(
-            f"- latent {latent['latent']}{verdict} {rates}; {strongest['activation']:.2f} at `{shown}`"
+            f"- latent {latent['latent']}{verdict} {rates}; {strongest['activation']:.2f} at `{marked(strongest)}`"
         )
     return [*lines, ""]

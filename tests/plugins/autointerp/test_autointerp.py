@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from sae_faithful import ExperimentConfig, LanguageModel, SAEHandle, TokenSet, UsageError, load_plugins, run
-from sae_faithful_plugins.autointerp import Autointerp, Decoder
+from sae_faithful_plugins.autointerp import Autointerp
 
 D, VOCAB, BOS = 64, 400, 0
 HOOK = "model.layers.0"
@@ -267,18 +267,6 @@ def test_the_table_of_features_can_be_read(model: Embeds, measure: Callable[...,
     assert lines[3] == "  - token_set_score 1.00: ' 10' 0.4"
     # One line for the place, one for the score, of ten features.
     assert len(lines) == 2 + 20
-
-
-def test_tokens_keep_the_space_that_sentencepiece_drops() -> None:
-    class SentencePiece:
-        def decode(self, ids: list[int]) -> str:
-            return "word"
-
-        def convert_ids_to_tokens(self, token: int) -> str:
-            return "\u2581word" if token == 5 else "word"
-
-    decode = Decoder(SentencePiece())
-    assert [decode(5), decode(6), Decoder(None)(7)] == [" word", "word", " 7"]
 
 
 def test_runs_in_an_experiment(tiny_config: dict[str, Any], tmp_path: Path) -> None:

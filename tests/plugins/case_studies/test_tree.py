@@ -360,6 +360,29 @@ def test_inactive_parents_are_never_run(plain: Scene, monkeypatch: pytest.Monkey
     assert node["tested"] == [{"hook": plain.hooks[0], "active": 4, "ablated": 4}]
 
 
+def test_where_a_parent_is_inactive_its_drop_is_0(plain: Scene) -> None:
+    codes = embedding().numpy()
+    ordinary = np.arange(VOCAB) > 3
+    silent = np.flatnonzero(ordinary & (codes[:, A] == 0) & (codes[:, H] == 0))[0]
+    without = np.flatnonzero(ordinary & (codes[:, A] > 0.5) & (codes[:, H] == 0))[0]
+    made = 2 * codes[:, A] - codes[:, H]
+    alike = ordinary & (codes[:, H] > 0) & (made > codes[without, A]) & (made < 4 * codes[without, A])
+    scene = Scene.__new__(Scene)
+    scene.__dict__.update(plain.__dict__)
+    words = [without, np.flatnonzero(alike)[0]]
+    scene.text = TokenSet.from_rows(np.array([[BOS, silent, words[i % 2]] for i in range(20)]))
+    target = scene.feature(1, B).latent
+    effects, ablation = ablate(scene, scene.handles[0], scene.handles[1], target)
+    drops = dict(zip(effects.latents.tolist(), effects.drops, strict=True))
+    h_is_there = ablation.contexts.rows % 2 == 1
+    assert len(h_is_there) == 20
+    drop = drops[scene.feature(0, H).latent]
+    np.testing.assert_array_equal(drop[~h_is_there], 0)
+    np.testing.assert_allclose(drop[h_is_there], -codes[words[1], H], rtol=1e-5)
+    # What never fires is no candidate at all.
+    assert scene.feature(0, DEAD).latent not in drops
+
+
 def test_what_is_not_read_has_no_effect_to_the_last_bit(plain: Scene) -> None:
     effects, _ = ablate(plain, plain.handles[0], plain.handles[1], plain.feature(1, B).latent)
     drops = dict(zip(effects.latents.tolist(), effects.drops, strict=True))

@@ -91,6 +91,23 @@ def test_features_of_an_sae_without_the_circuit_change_nothing(
     assert "faithful, model.layers.0, main: not every SAE brings KL to half" in reading_of(measured)
 
 
+def test_an_sae_of_shuffled_rows_does_not_give_the_target(
+    patch: Callable[..., Any], planted: Any, sae_of: Callable[..., Any]
+) -> None:
+    """A negative control: codes as they were, each with the direction of another."""
+    shuffled = sae_of(directions(), variant="shuffled")
+    with torch.no_grad():
+        shuffled.sae.W_dec.copy_(directions().roll(1, dims=0))
+    measured = patch([planted, shuffled], comparisons=[])
+    own, control = (
+        measured.row("kl_patched", condition="all", variant=variant, seed=0)["value"]
+        for variant in ("main", "shuffled")
+    )
+    unpatched = measured.row("kl_unpatched")["value"]
+    assert own < 1e-5
+    assert control > 0.5 * unpatched
+
+
 def reading_of(measured: Any) -> str:
     return (measured.folder / "artifacts" / "reading.txt").read_text()
 

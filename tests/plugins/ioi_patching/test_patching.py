@@ -193,6 +193,23 @@ def test_the_size_of_an_edit_is_its_closed_form(circuit: Circuit, planted: Any) 
         assert size == pytest.approx(float(change.norm()), rel=1e-5)
 
 
+def test_the_size_of_an_edit_along_oblique_directions(circuit: Circuit, sae_of: Callable[..., Any]) -> None:
+    patched = patched_on(circuit, HOOK)
+    rows = torch.nn.functional.normalize(
+        torch.randn(24, 16, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    handle = sae_of(rows)
+    changes = Changes.of(handle, patched.base, patched.target)
+    sizes = patched.prompts.edit_sizes(changes.edit(np.arange(len(changes.features))))
+    codes = handle.encode(circuit.embedding)
+    for pair, size in zip(PAIRS, sizes, strict=True):
+        (place,) = [i for i, (a, b) in enumerate(zip(pair.base, pair.target, strict=True)) if a != b]
+        change = codes[pair.target[place]] - codes[pair.base[place]]
+        # ‖Σ Δc f‖, which is not the length of Δc.
+        assert size == pytest.approx(float((change[:, None] * rows).sum(dim=0).norm()), rel=1e-5)
+        assert size != pytest.approx(float(change.norm()), rel=0.05)
+
+
 def test_the_bases_reconstruction_error_is_kept(circuit: Circuit, sae_of: Callable[..., Any]) -> None:
     """An SAE of four of sixteen directions loses most of an activation; without a change nothing happens to it."""
     patched = patched_on(circuit, HOOK)

@@ -21,16 +21,21 @@ def features() -> torch.Tensor:
     return torch.nn.functional.normalize(noise(N_FEATURES, WIDTH, seed=77).float(), dim=1)
 
 
-def planted_batches(features: torch.Tensor, size: int = 512, seed: int = 1) -> Iterator[torch.Tensor]:
+def planted_batches(
+    features: torch.Tensor, size: int = 512, seed: int = 1, decay: float = 1.0
+) -> Iterator[torch.Tensor]:
+    """Feature i is on `decay` times as often as feature i − 1."""
+    rates = decay ** torch.arange(N_FEATURES)
+    rates *= 5 / rates.sum()
     generator = torch.Generator().manual_seed(seed)
     while True:
-        on = torch.rand(size, N_FEATURES, generator=generator) < 5 / N_FEATURES
+        on = torch.rand(size, N_FEATURES, generator=generator) < rates
         yield (on * (0.5 + torch.rand(size, N_FEATURES, generator=generator))) @ features
 
 
-def learn(features: torch.Tensor, steps: int, lr: float, **options: Any) -> Any:
+def learn(features: torch.Tensor, steps: int, lr: float, *, decay: float = 1.0, **options: Any) -> Any:
     sae = make(d_in=WIDTH, d_sae=N_FEATURES, dtype="float32", **options)
-    return trained(sae, planted_batches(features), steps, size=512, lr=lr)
+    return trained(sae, planted_batches(features, decay=decay), steps, size=512, lr=lr)
 
 
 def mmcs(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -42,6 +47,13 @@ def mmcs(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_a_planted_dictionary_is_found(features: torch.Tensor, tied: bool) -> None:
     sae = learn(features, *((700, 8e-3) if tied else (500, 5e-3)), l1_coefficient=0.3, tied=tied)
     found = sae.W_dec.detach()
+    assert mmcs(features, found) > 0.9
+    assert mmcs(found, features) > 0.9
+
+
+def test_a_planted_dictionary_is_found_where_some_features_are_rarer(features: torch.Tensor) -> None:
+    # The last is on 0.99¹²⁷ = 0.28 times as often as the first.
+    found = learn(features, 700, 8e-3, decay=0.99, l1_coefficient=0.3).W_dec.detach()
     assert mmcs(features, found) > 0.9
     assert mmcs(found, features) > 0.9
 
