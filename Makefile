@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step
 
-.PHONY: install quickstart test lint kill-tests $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test lint kill-tests $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -25,6 +25,11 @@ $(STAMP): pyproject.toml Makefile
 
 quickstart: install
 	$(BIN)/sae-faithful run examples/quickstart.yaml --output runs/quickstart
+
+# The second paper at the size of two cores, under an hour; what docs/cunningham2023.md quotes.
+cunningham2023: install
+	$(BIN)/sae-faithful run examples/cunningham2023.yaml --output runs/cunningham2023
+	$(BIN)/python examples/cunningham2023_tables.py runs/cunningham2023 > runs/cunningham2023/tables.md
 
 lint: install
 	$(BIN)/ruff check .

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+MOST_LINES = 60
+"""Of a text that an evaluator wrote, in the report."""
+FENCE = "```"
 MONITORS = (
     "The same evaluators inside training, on fewer tokens and at most a few steps before its end: a last value outside "
     "the full interval is sampling error, those last steps, or, where a number depends on how many tokens were seen "
@@ -178,9 +181,18 @@ def _headlines(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def _texts(folder: RunFolder, evaluator: str) -> list[str]:
-    """What the evaluator says in words."""
-    artifacts = folder.result_dir(evaluator) / "artifacts"
-    return [path.read_text(encoding="utf-8").strip() for path in sorted(artifacts.glob("*.txt"))]
+    """What the evaluator says in words; of a long text the beginning, and where the rest is."""
+    texts: list[str] = []
+    for path in sorted((folder.result_dir(evaluator) / "artifacts").glob("*.txt")):
+        lines = path.read_text(encoding="utf-8").strip().splitlines()
+        shown = lines[:MOST_LINES]
+        if len(lines) > len(shown):
+            if sum(line.startswith(FENCE) for line in shown) % 2:
+                shown.append(FENCE)
+            rest = path.relative_to(folder.root).as_posix()
+            shown += ["", f"({len(lines) - MOST_LINES} more lines: `{rest}`)"]
+        texts.append("\n".join(shown))
+    return texts
 
 
 def _value(row: Row, notes: dict[str, int] | None = None) -> str:

@@ -219,6 +219,17 @@ def test_what_an_evaluator_says_in_words_stands_above_its_table(tmp_path: Path) 
     assert "shared_features\n\nMore than chance.\n\n| metric" in terminal_table(folder)
 
 
+def test_of_a_long_text_the_report_has_the_beginning_and_says_where_the_rest_is(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    lines = ["First.", "```text", *(f"line {i}" for i in range(70)), "```", "Last."]
+    write_text(folder.result_dir("shared_features") / "artifacts" / "cases.txt", "\n".join(lines) + "\n")
+    text = render(folder)
+    # 60 of 74 lines; the fence that they leave open is closed.
+    assert "line 57\n```\n\n(14 more lines: `results/shared_features/artifacts/cases.txt`)\n" in text
+    assert "line 58" not in text
+    assert "Last." not in text
+
+
 def test_the_terminal_shows_the_same_tables(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     assert tables(terminal_table(folder)) == tables(render(folder))
