@@ -176,15 +176,21 @@ def evaluate(
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-def report(directory: Path) -> None:
-    """Write the report of the run in DIRECTORY again.
+@click.option(
+    "--format", "form", metavar="json|csv", help="Print every row of the results in this form; write nothing."
+)
+def report(directory: Path, form: str | None) -> None:
+    """Write the report of the run in DIRECTORY again, or print its rows.
 
-    Example: sae-faithful report runs/quickstart
+    Example: sae-faithful report runs/quickstart --format csv
     """
-    from sae_faithful.report import write_report
+    from sae_faithful.report import rows_as, write_report
     from sae_faithful.run_folder import RunFolder
 
     folder = RunFolder(directory)
+    if form is not None:
+        click.echo(rows_as(folder, form), nl=False)
+        return
     write_report(folder)
     click.echo(f"report: {folder.report_file}")
 

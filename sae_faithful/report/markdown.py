@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful.interfaces import UsageError
 from sae_faithful.report.monitoring import monitor_lines
+from sae_faithful.report.rows import rows_of
 from sae_faithful.report.verdicts import difference_text, judge, remark
 from sae_faithful.run_folder import write_text
 
@@ -85,10 +85,7 @@ def terminal_table(folder: RunFolder) -> str:
 
 
 def _read(folder: RunFolder) -> tuple[list[Row], Row]:
-    if not folder.results_file.exists():
-        raise UsageError(f"{folder.root} holds no finished run: there is no {folder.results_file.name}")
-    rows = [json.loads(line) for line in folder.results_file.read_text(encoding="utf-8").splitlines()]
-    return rows, json.loads(folder.manifest_file.read_text())
+    return rows_of(folder), json.loads(folder.manifest_file.read_text())
 
 
 def _what_was_run(manifest: Row) -> str:
