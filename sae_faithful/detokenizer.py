@@ -39,7 +39,7 @@ class Detokenizer:
         start = max(0, position - TOKENS_AROUND)
         return {
             "before": self.text(tokens[start:position]),
-            "token": self.text(tokens[position : position + 1]),
+            "token": self.token(int(tokens[position])),
             "after": self.text(tokens[position + 1 : position + 1 + TOKENS_AROUND]),
         }
 

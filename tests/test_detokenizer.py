@@ -29,8 +29,8 @@ def test_without_a_tokenizer_there_are_ids() -> None:
 def test_a_place_has_ten_tokens_on_either_side_or_as_many_as_there_are() -> None:
     place = Detokenizer(None).around(np.arange(100), 50)
     assert place["before"].split() == [str(i) for i in range(40, 50)]
-    assert (place["token"], place["after"].split()) == ("50", [str(i) for i in range(51, 61)])
-    assert Detokenizer(None).around([3, 4], 0) == {"before": "", "token": "3", "after": "4"}
+    assert (place["token"], place["after"].split()) == (" 50", [str(i) for i in range(51, 61)])
+    assert Detokenizer(None).around([3, 4], 0) == {"before": "", "token": " 3", "after": "4"}
 
 
 def test_a_place_is_one_line_of_code() -> None:

@@ -82,13 +82,13 @@ def test_a_latent_comes_with_its_strongest_places_and_ten_tokens_on_each_side(
     # Once in each of 60 rows, equally strongly: the first five.
     assert [(one["row"], one["position"]) for one in first["contexts"]] == [(row, 15) for row in range(5)]
     assert first["contexts"][0] == {
-        "activation": 3.0, "token": "5", "row": 0, "position": 15,
+        "activation": 3.0, "token": " 5", "row": 0, "position": 15,
         "before": " ".join(["40"] * 10), "after": " ".join(["40"] * 10),
     }  # fmt: skip
     # Once in the whole text, near the start of its row: what comes before is cut short.
     assert second["contexts"] == [
         {
-            "activation": 7.0, "token": "6", "row": 58, "position": 3,
+            "activation": 7.0, "token": " 6", "row": 58, "position": 3,
             "before": "0 40 40", "after": " ".join(["40"] * 10),
         }
     ]  # fmt: skip

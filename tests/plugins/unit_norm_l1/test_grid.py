@@ -94,7 +94,7 @@ def test_a_grid_over_alpha_and_size_trains_in_one_pass_and_gives_curves(
 def check_sweep(artifacts: Path, rows: list[dict[str, Any]], grid: dict[str, Any]) -> None:
     """The curves hold every SAE's settings and the numbers of its rows."""
     sweep = json.loads((artifacts / "sweep.json").read_text())
-    assert sweep["curves"] == ["l0", "fvu", "alive_features", "perplexity"]
+    assert sweep["curves"] == ["l0", "fvu", "alive_features", "perplexity", "mmcs"]
     assert len(sweep["points"]) == 2 * len(grid)
     for point in sweep["points"]:
         wanted = grid[point["variant"]]
@@ -102,7 +102,7 @@ def check_sweep(artifacts: Path, rows: list[dict[str, Any]], grid: dict[str, Any
         assert (point["d_sae"], point["expansion"]) == (wanted["d_sae"], wanted["d_sae"] / 64)
         assert point["l1_coefficient"] == wanted["l1_coefficient"]
         assert point["alpha"] == pytest.approx(wanted["l1_coefficient"] / 64)
-        for name in sweep["curves"]:
+        for name in sweep["curves"][:-1]:
             (row,) = [
                 row
                 for row in rows
@@ -111,6 +111,8 @@ def check_sweep(artifacts: Path, rows: list[dict[str, Any]], grid: dict[str, Any
             ]  # fmt: skip
             found = tuple(point[key] for key in (name, f"{name}_low", f"{name}_high"))
             assert found == (row["value"], row["ci_low"], row["ci_high"])
+        # The mean of it over a variant's seeds is a row of `shared_features`, which did not run.
+        assert 0 < point["mmcs"] < 1
     lines = (artifacts / "sweep.txt").read_text().splitlines()
     # Smaller ones first, and of one size the denser first.
     assert [line.split(" | ")[2] for line in lines[4:]] == ["r0.5_a0", "r0.5_a0.01", "r2_a0", "r2_a0.01"]
