@@ -219,7 +219,8 @@ def _feature_frame(evaluator: str, table: FeatureTable) -> pd.DataFrame:
 def _write_artifact(artifact: Artifact, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / f"{artifact.name}.{ {'json': 'json', 'text': 'txt', 'html': 'html'}[artifact.kind] }"
+    content = artifact.content() if callable(artifact.content) else artifact.content
     if artifact.kind == "json":
-        write_json(path, artifact.content)
+        write_json(path, content)
     else:
-        write_text(path, str(artifact.content))
+        write_text(path, str(content))

@@ -210,4 +210,5 @@ class Artifact:
     name: str
     kind: Literal["json", "text", "html"]
     content: Any
+    """Or a function without arguments that gives it: called when it is written, and a monitor writes none."""
     card: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,15 +47,25 @@ class Sweep:
 
     def artifacts(self) -> Iterator[Artifact]:
         """All points; and, where there are variants to compare, a table of their means on the sources' own texts."""
+        # Made when they are written: a monitor would pay for the MMCS at every look.
+        yield Artifact(name="sweep", kind="json", content=self._document)
+        if len({handle.variant for handle in self._handles.values()}) > 1:
+            yield Artifact(name="sweep", kind="text", content=self._table)
+
+    def _document(self) -> dict[str, Any]:
+        return {"curves": list(CURVES), "points": self._sorted}
+
+    def _table(self) -> str:
+        return _table([point for point in self._sorted if point["dataset"] == point["source"]])
+
+    @cached_property
+    def _sorted(self) -> list[Point]:
         similar = _mmcs(list(self._handles.values()))
-        for (of_sae, _), point in self.points.items():
-            if of_sae in similar:
-                point["mmcs"] = similar[of_sae]
-        points = sorted(self.points.values(), key=_order)
-        yield Artifact(name="sweep", kind="json", content={"curves": list(CURVES), "points": points})
-        own = [point for point in points if point["dataset"] == point["source"]]
-        if len({point["variant"] for point in own}) > 1:
-            yield Artifact(name="sweep", kind="text", content=_table(own))
+        points = [
+            point | ({"mmcs": similar[key]} if key in similar else {})
+            for (key, _), point in self.points.items()
+        ]
+        return sorted(points, key=_order)
 
 
 def settings_of(handle: SAEHandle) -> Point:
@@ -81,11 +92,12 @@ def _mmcs(handles: Sequence[SAEHandle]) -> dict[tuple[str, str, str, int], float
     from sae_faithful.ops import nearest_cosines
 
     found: dict[tuple[str, str, str, int], list[float]] = {}
-    for one, other in permutations(handles, 2):
-        if one.key[:-1] == other.key[:-1]:
-            nearest, _ = nearest_cosines(one.W_dec, other.W_dec)
-            alike = Weights(np.ones(one.d_sae))
-            found.setdefault(one.key, []).append(mean_max_cosine(nearest, alike, "all"))
+    for pair in combinations(handles, 2):
+        if pair[0].key[:-1] == pair[1].key[:-1]:
+            both = nearest_cosines(pair[0].W_dec, pair[1].W_dec)
+            for one, nearest in zip(pair, both, strict=True):
+                alike = Weights(np.ones(one.d_sae))
+                found.setdefault(one.key, []).append(mean_max_cosine(nearest, alike, "all"))
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
