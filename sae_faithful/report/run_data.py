@@ -1,4 +1,4 @@
-"""What a report is made of: everything in a run folder that a reader may want to see, and nothing that needs a model."""
+"""What a report is made of: all in a run folder that a reader may want to see; no model is loaded."""
 
 from __future__ import annotations
 
