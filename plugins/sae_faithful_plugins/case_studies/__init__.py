@@ -11,6 +11,9 @@ from sae_faithful import Artifact, Detokenizer, FeatureTable, derive_seed, hooki
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import torch
+    from jaxtyping import Float
+
     from sae_faithful import EvalContext, EvalResult
     from sae_faithful_plugins.case_studies.choosing import Watched
     from sae_faithful_plugins.case_studies.observing import Study
@@ -114,14 +117,15 @@ class CaseStudies:
 
         if self.probe is not None:
             probe_tokens(self.probe, context.language_model)
+        handles = studied(self, context)
         texts = {
-            handle.source: beginning(context.held_out[handle.source], self.n_tokens, self.context_tokens)
-            for handle in context.handles
+            source: beginning(context.held_out[source], self.n_tokens, self.context_tokens)
+            for source in dict.fromkeys(handle.source for handle in handles)
         }
         named = bool(self.features) or self.column is not None
         return [
             Watched(handle, texts[handle.source], counts=not named, by_token=not named and self.probe is None)
-            for handle in studied(self, context)
+            for handle in handles
         ]
 
     def evaluate(
@@ -139,7 +143,10 @@ class CaseStudies:
 
         studies = choose(self, context, observers)
         observe(studies, context.language_model, self.similarity)
-        cases = {study: list(self._cases(study, context)) for study in studies}
+        chosen = any(study.latents for study in studies)
+        matrix = context.language_model.unembedding() if chosen else None
+        detokenizer = Detokenizer(context.language_model.tokenizer)
+        cases = {study: list(self._cases(study, context, matrix, detokenizer)) for study in studies}
         self._grow(cases, context)
         yield from rows(cases)
         for study, found in cases.items():
@@ -148,14 +155,18 @@ class CaseStudies:
         yield Artifact(name="cases", kind="json", content=content)
         yield Artifact(name="cases", kind="text", content=text(content))
 
-    def _cases(self, study: Study, context: EvalContext) -> Iterator[Case]:
+    def _cases(
+        self,
+        study: Study,
+        context: EvalContext,
+        matrix: Float[torch.Tensor, "vocab d_model"] | None,
+        detokenizer: Detokenizer,
+    ) -> Iterator[Case]:
         from sae_faithful_plugins.case_studies.ablation import Ablation, contexts_of
         from sae_faithful_plugins.case_studies.reading import case_document
         from sae_faithful_plugins.case_studies.results import Case
         from sae_faithful_plugins.case_studies.unembedding import Unembedded
 
-        matrix = context.language_model.unembedding() if study.latents else None
-        detokenizer = Detokenizer(context.language_model.tokenizer)
         for i, latent in enumerate(study.latents):
             case = Case(study, i)
             log.info("case_studies: %s, latent %d", ", ".join(map(str, study.handle.key)), latent)

@@ -28,6 +28,8 @@ class Linear(LanguageModel):
         self.special_token_ids = [0, 1, 2]
         self.edited: list[torch.Tensor] = []
         """Activations after the edit, one a forward."""
+        self.unembeddings = 0
+        """How often the output matrix was made."""
         self.batches: list[int] = []
 
     def activations(self, tokens: Any, hooks: Any) -> dict[str, torch.Tensor]:
@@ -44,6 +46,7 @@ class Linear(LanguageModel):
         return self.edited[-1] @ self.readout
 
     def unembedding(self) -> torch.Tensor | None:
+        self.unembeddings += 1
         return self.readout.T
 
 

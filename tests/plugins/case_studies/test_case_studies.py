@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sae_faithful import ExperimentConfig, TokenSet, UsageError, run
-from sae_faithful_plugins.case_studies import CaseStudies
+from sae_faithful_plugins.case_studies import CaseStudies, observing
 
 TOKENS = {7: 0, 9: 1, 11: 2}
 """Which token each planted detector is for."""
@@ -259,6 +259,26 @@ def test_saes_of_the_first_seed_are_studied_and_baselines_only_where_asked_for(
     several = [{"latent": 2, "hook": "model.layers.0"}, {"latent": 1}]
     measured = measured_by(measure, linear, text, handles, n_contexts=0, features=several)
     assert chosen(measured) == [[2, 1], [1]]
+
+
+def test_what_is_one_for_all_saes_is_made_once(
+    measure: Any,
+    linear: Any,
+    text: TokenSet,
+    detectors: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut: list[TokenSet] = []
+
+    def beginning(*args: Any) -> TokenSet:
+        cut.append(original(*args))
+        return cut[-1]
+
+    original = observing.beginning
+    monkeypatch.setattr(observing, "beginning", beginning)
+    handles = [detectors(seed=seed) for seed in range(3)]
+    measured = measured_by(measure, linear, text, handles, features=[{"latent": 0}], seeds="all")
+    assert (chosen(measured), len(cut), linear.unembeddings) == ([[0]] * 3, 1, 1)
 
 
 def test_a_source_is_the_mean_over_its_saes(
