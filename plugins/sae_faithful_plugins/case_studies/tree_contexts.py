@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sae_faithful import derive_seed
+from sae_faithful_plugins.case_studies.observing import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -100,9 +101,8 @@ def find_contexts(
         n_contexts: how many are drawn, if there are as many rows to draw from.
         seed: of the draws. A feature's do not depend on what else is asked for.
     """
-    length = min(context_tokens or text.context_size, text.context_size)
-    n_rows = min(len(text), max(1, n_tokens // max(length, 1)))
-    rows = text.rows(0, n_rows)[:, :length]
+    rows = beginning(text, n_tokens, context_tokens).rows()
+    n_rows, length = rows.shape
     counted = {hook: counting(model, handles[hook], rows) for hook in {feature.hook for feature in features}}
     strongest = {feature: _Strongest() for feature in features}
     for start in range(0, n_rows, step := max(1, TOKENS_PER_FORWARD // length)):
