@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle
     from sae_faithful.source_request import SourceRequest
-    from sae_faithful.tokens import TokenSet
+    from sae_faithful.tokens import TokenSet, row_batches
 
 __version__ = _version("sae-faithful")
 
@@ -69,6 +69,7 @@ _HOMES = {
     "load_plugins": "registry",
     "marked": "detokenizer",
     "register_architectures": "architectures",
+    "row_batches": "tokens",
     "run": "experiment",
 }
 
@@ -102,6 +103,7 @@ __all__ = [
     "load_plugins",
     "marked",
     "register_architectures",
+    "row_batches",
     "run",
 ]
 

@@ -284,6 +284,18 @@ def special_token_mask(
     return ~np.isin(tokens, np.asarray(special_ids, np.int64))
 
 
+def row_batches(n_rows: int, tokens_per_row: int, tokens_per_batch: int) -> Iterator[slice]:
+    """Cut rows into batches of as many as fit into `tokens_per_batch` tokens, at least one; the last may be smaller.
+
+    Raises:
+        KeyboardInterrupt: between two batches, for a Ctrl-C whose own exception was lost.
+    """
+    step = max(1, tokens_per_batch // max(1, tokens_per_row))
+    for start in range(0, n_rows, step):
+        interruption.check()
+        yield slice(start, min(start + step, n_rows))
+
+
 def _distinct(
     documents: Iterable[Sequence[int] | np.ndarray], numbers: dict[bytes, int], repeats: list[tuple[int, int]]
 ) -> Iterator[np.ndarray]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -8,8 +10,9 @@ import pytest
 from datasets import Dataset
 from datasets.table import MemoryMappedTable
 
+from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
-from sae_faithful.tokens import NO_DOCUMENT, TokenSet, pack, special_token_mask
+from sae_faithful.tokens import NO_DOCUMENT, TokenSet, pack, row_batches, special_token_mask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -383,3 +386,34 @@ def test_special_tokens_do_not_count() -> None:
     mask = special_token_mask(np.array([[0, 5, 1], [2, 0, 7]]), [0, 1])
     assert mask.tolist() == [[False, True, False], [True, False, True]]
     assert special_token_mask(np.array([[0, 5]]), []).all()
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "tokens_per_row", "tokens_per_batch", "expected"),
+    [
+        (7, 10, 39, [(0, 3), (3, 6), (6, 7)]),
+        (6, 10, 30, [(0, 3), (3, 6)]),
+        (2, 10, 9, [(0, 1), (1, 2)]),  # a row that is too long is a batch all the same
+        (2, 10, 1_000, [(0, 2)]),
+        (3, 0, 2, [(0, 2), (2, 3)]),
+        (0, 10, 30, []),
+    ],
+)
+def test_rows_are_cut_into_batches_that_hold_so_many_tokens(
+    n_rows: int, tokens_per_row: int, tokens_per_batch: int, expected: list[tuple[int, int]]
+) -> None:
+    batches = row_batches(n_rows, tokens_per_row, tokens_per_batch)
+    assert [(rows.start, rows.stop) for rows in batches] == expected
+
+
+def test_a_ctrl_c_whose_exception_was_lost_is_heard_between_two_batches() -> None:
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with interruption.recorded():
+            batches = row_batches(4, 1, 1)
+            assert next(batches) == slice(0, 1)
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_faithful import TokenSet, UsageError
+from sae_faithful import TokenSet, UsageError, row_batches
 from sae_faithful.metrics.top_activations import keep_largest
 from sae_faithful_plugins.autointerp.splits import N_INACTIVE, N_RANDOM, N_TOP
 
@@ -194,9 +194,8 @@ def collect(
             continue
         union = np.unique(np.concatenate([each.rows for one in here for each in found[one].values()]))
         widest = max(one.handle.d_sae for one in here)
-        step = max(1, latents_per_batch // (widest * text.context_size))
-        for start in range(0, len(union), step):
-            rows = union[start : start + step]
+        for part in row_batches(len(union), text.context_size, latents_per_batch // widest):
+            rows = union[part]
             batch = torch.from_numpy(ids_of[key][rows])
             activations = model.activations(batch, list(dict.fromkeys(one.hook for one in here)))
             for one in here:

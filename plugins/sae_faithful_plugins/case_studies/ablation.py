@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sae_faithful import row_batches
 from sae_faithful.metrics.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from jaxtyping import Bool, Float, Int
 
     from sae_faithful import LanguageModel, SAEHandle
@@ -83,7 +82,9 @@ class Ablation:
         effects: list[np.ndarray] = []
         next_token: list[np.ndarray] = []
         edits: list[_Edit] = []
-        for rows in _batches(contexts, ids.shape[1], model.vocab_size):
+        at_once = min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // model.vocab_size)
+        for part in row_batches(len(contexts), ids.shape[1], at_once):
+            rows = contexts[part]
             edit = _Edit(handle, latent, torch.from_numpy(mask[rows]), resolve=resolve)
             tokens = torch.from_numpy(ids[rows])
             ablated = model.logits_with_edit(tokens, handle.hook, edit)
@@ -252,11 +253,3 @@ def _row_means(
         if len(own):
             means[i] = own.mean(axis=0, dtype=np.float64)
     return means
-
-
-def _batches(
-    contexts: Int[np.ndarray, " contexts"], context: int, vocab_size: int
-) -> Iterator[Int[np.ndarray, " rows"]]:
-    step = max(1, min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // max(vocab_size, 1)) // context)
-    for start in range(0, len(contexts), step):
-        yield contexts[start : start + step]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sae_faithful import TokenSet
+from sae_faithful import TokenSet, row_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from jaxtyping import Bool, Float
@@ -125,21 +125,15 @@ def _pass(
             texts.setdefault(id(study.tokens), []).append(study)
     for group in texts.values():
         hooks = list(dict.fromkeys(study.handle.hook for study in group))
-        for rows in _batches(group):
+        widest = max(study.handle.d_sae for study in group)
+        at_once = min(TOKENS_PER_FORWARD, LATENTS_PER_BATCH // widest)
+        for rows in row_batches(*group[0].mask.shape, at_once):
             found = model.activations(torch.from_numpy(group[0].ids[rows]), hooks)
             for study in group:
                 activations = found[study.handle.hook]
                 mask = torch.from_numpy(study.mask[rows]).to(activations.device)
                 if bool(mask.any()):
                     see(study, rows, activations[mask])
-
-
-def _batches(group: Sequence[Study]) -> Iterator[slice]:
-    n_rows, context = group[0].mask.shape
-    widest = max(study.handle.d_sae for study in group)
-    step = max(1, min(TOKENS_PER_FORWARD, LATENTS_PER_BATCH // widest) // context)
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
 
 
 class _Products:

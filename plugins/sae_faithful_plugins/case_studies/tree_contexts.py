@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from sae_faithful import derive_seed
+from sae_faithful import derive_seed, row_batches
 from sae_faithful_plugins.case_studies.observing import beginning
 
 if TYPE_CHECKING:
@@ -102,18 +102,16 @@ def find_contexts(
         seed: of the draws. A feature's do not depend on what else is asked for.
     """
     rows = beginning(text, n_tokens, context_tokens).rows()
-    n_rows, length = rows.shape
     counted = {hook: counting(model, handles[hook], rows) for hook in {feature.hook for feature in features}}
     strongest = {feature: _Strongest() for feature in features}
-    for start in range(0, n_rows, step := max(1, TOKENS_PER_FORWARD // length)):
-        batch = slice(start, start + step)
+    for batch in row_batches(*rows.shape, TOKENS_PER_FORWARD):
         activations = model.activations(torch.from_numpy(rows[batch]), list(counted))
         for hook, mask in counted.items():
             wanted = [feature for feature in features if feature.hook == hook]
             codes = handles[hook].encode(activations[hook])[..., [feature.latent for feature in wanted]]
             values = codes.float().cpu().numpy() * mask[batch, :, None]
             for column, feature in enumerate(wanted):
-                strongest[feature].add(start, values[..., column])
+                strongest[feature].add(batch.start, values[..., column])
     seeds = {each: derive_seed(seed, "tree", *handles[each.hook].key, each.latent) for each in features}
     return {
         feature: _draw(found, rows, counted[feature.hook], n_contexts, seeds[feature])

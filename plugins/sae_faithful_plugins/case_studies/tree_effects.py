@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sae_faithful import RunError
+from sae_faithful import RunError, row_batches
 from sae_faithful_plugins.case_studies.tree_contexts import TOKENS_PER_FORWARD
 
 if TYPE_CHECKING:
@@ -126,12 +126,11 @@ class ParentAblation:
             torch.stack([self.positions[run.context], run.context, owner]), dim=1, return_inverse=True
         )
         run, pair_of_entry = run.take(order := pair_of_entry.argsort(stable=True)), pair_of_entry[order]
-        step = max(1, TOKENS_PER_FORWARD // max(1, self.contexts.tokens.shape[1]))
-        for start in range(0, pairs.shape[1], step):
-            position, context, row = pairs[:, start : start + step]
-            bounds = torch.searchsorted(pair_of_entry, torch.tensor([start, start + step]))
+        for part in row_batches(pairs.shape[1], self.contexts.tokens.shape[1], TOKENS_PER_FORWARD):
+            position, context, row = pairs[:, part]
+            bounds = torch.searchsorted(pair_of_entry, torch.tensor([part.start, part.stop]))
             some = torch.arange(int(bounds[0]), int(bounds[1]))
-            ablated = self._without(run.take(some), pair_of_entry[some] - start, context, position)
+            ablated = self._without(run.take(some), pair_of_entry[some] - part.start, context, position)
             places = (row.numpy(), context.numpy())
             drops[places] = self.original[context.numpy()] - ablated
             active[places] = True
@@ -223,7 +222,4 @@ class ParentAblation:
         return torch.autograd.grad((decoded * gradient.to(decoded.device)).sum(), codes)[0].float().cpu()
 
     def _parts(self) -> Iterator[slice]:
-        n, length = self.contexts.tokens.shape
-        step = max(1, TOKENS_PER_FORWARD // max(1, length))
-        for start in range(0, n, step):
-            yield slice(start, min(start + step, n))
+        return row_batches(*self.contexts.tokens.shape, TOKENS_PER_FORWARD)

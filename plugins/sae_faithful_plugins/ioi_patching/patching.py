@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from sae_faithful import row_batches
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -270,7 +272,4 @@ def predictions(
 
 
 def _batches(prompts: Prompts, vocab_size: int) -> Iterator[slice]:
-    n_rows, context = prompts.base.shape
-    step = max(1, min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // vocab_size) // context)
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+    return row_batches(*prompts.base.shape, min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // vocab_size))

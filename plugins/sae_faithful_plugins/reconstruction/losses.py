@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sae_faithful import row_batches
 from sae_faithful.metrics.clusters import ClusterSums
 from sae_faithful.metrics.reconstruction import (
     next_token_divergences,
@@ -55,10 +56,9 @@ def add_losses(
         reconstructions: of its first rows, at least all that the losses are made from.
     """
     n_rows = min(len(batch.tokens), max(one.n_rows for one in sums.values()) - batch.first_row)
-    context = batch.tokens.shape[1]
-    step = max(1, min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // model.vocab_size) // context)
-    for start in range(0, n_rows, step):
-        _add_rows(sums, masks, model, hook, batch, reconstructions, slice(start, min(start + step, n_rows)))
+    at_once = min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // model.vocab_size)
+    for rows in row_batches(n_rows, batch.tokens.shape[1], at_once):
+        _add_rows(sums, masks, model, hook, batch, reconstructions, rows)
 
 
 def _add_rows(
