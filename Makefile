@@ -37,8 +37,9 @@ lint: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# A process a core and one thread in each: PyTorch's threads wait for each other where tests share cores.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Longer than `make test` should be: more kill points.
 kill-tests: install
