@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle
     from sae_faithful.source_request import SourceRequest
-    from sae_faithful.tokens import TokenSet, row_batches
+    from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
 
 __version__ = _version("sae-faithful")
 
@@ -71,6 +71,7 @@ _HOMES = {
     "register_architectures": "architectures",
     "row_batches": "tokens",
     "run": "experiment",
+    "special_token_mask": "tokens",
 }
 
 __all__ = [
@@ -105,6 +106,7 @@ __all__ = [
     "register_architectures",
     "row_batches",
     "run",
+    "special_token_mask",
 ]
 
 

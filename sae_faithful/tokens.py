@@ -278,9 +278,9 @@ def pack(
 
 
 def special_token_mask(
-    tokens: Int[np.ndarray, "rows context"], special_ids: Sequence[int]
-) -> Bool[np.ndarray, "rows context"]:
-    """True where a token counts in a measurement: everywhere but at special tokens."""
+    tokens: Int[np.ndarray, "*shape"], special_ids: Sequence[int]
+) -> Bool[np.ndarray, "*shape"]:
+    """True where a token counts in a measurement: everywhere but at special tokens. Of rows, or of any shape."""
     return ~np.isin(tokens, np.asarray(special_ids, np.int64))
 
 

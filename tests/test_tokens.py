@@ -386,6 +386,7 @@ def test_special_tokens_do_not_count() -> None:
     mask = special_token_mask(np.array([[0, 5, 1], [2, 0, 7]]), [0, 1])
     assert mask.tolist() == [[False, True, False], [True, False, True]]
     assert special_token_mask(np.array([[0, 5]]), []).all()
+    assert special_token_mask(np.array([0, 5, 1]), [0, 1]).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_faithful import TokenSet, UsageError, row_batches
+from sae_faithful import TokenSet, UsageError, row_batches, special_token_mask
 from sae_faithful.metrics.top_activations import keep_largest
 from sae_faithful_plugins.autointerp.splits import N_INACTIVE, N_RANDOM, N_TOP
 
@@ -73,7 +73,7 @@ def draw_fragments(
 def _documents(tokens: TokenSet, model: LanguageModel) -> list[np.ndarray]:
     """The ordinary tokens of every document."""
     ids, owners = (array.reshape(-1) for array in tokens.arrays())
-    ordinary = ~np.isin(ids, model.special_token_ids)
+    ordinary = special_token_mask(ids, model.special_token_ids)
     ids, owners = ids[ordinary], owners[ordinary]
     return np.split(ids, np.flatnonzero(np.diff(owners)) + 1) if len(ids) else []
 

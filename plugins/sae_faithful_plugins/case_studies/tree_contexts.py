@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from sae_faithful import derive_seed, row_batches
+from sae_faithful import derive_seed, row_batches, special_token_mask
 from sae_faithful_plugins.case_studies.observing import beginning
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def counting(
     model: LanguageModel, handle: SAEHandle, rows: Int[np.ndarray, "rows context"]
 ) -> Bool[np.ndarray, "rows context"]:
     """True where an SAE's codes count: not at special tokens, nor where its file says it was not trained."""
-    mask = ~np.isin(rows, np.asarray(model.special_token_ids, np.int64))
+    mask = special_token_mask(rows, model.special_token_ids)
     positions = np.zeros(rows.shape[1], bool)
     told = getattr(getattr(handle.sae.cfg, "metadata", None), "seqpos_slice", None)
     positions[slice(*(told or (None,)))] = True

@@ -6,9 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from sae_faithful import derive_seed
+from sae_faithful import derive_seed, special_token_mask
 from sae_faithful.metrics.fake_ratio import FakeRatios
 from sae_faithful.metrics.firing import Exceedances, Firings
 from sae_faithful.metrics.firing_median import FiringMedians
@@ -18,6 +16,7 @@ from sae_faithful.metrics.top_activations import TopActivations
 if TYPE_CHECKING:
     from typing import Protocol
 
+    import numpy as np
     import torch
     from jaxtyping import Bool
 
@@ -214,6 +213,6 @@ def _active_latents(handle: SAEHandle, context: EvalContext) -> int:
     tokens, model = context.held_out[handle.source], context.language_model
     ids = tokens.rows(0, max(1, TOKENS_FOR_L0 // tokens.context_size))
     activations = model.activations(torch.from_numpy(ids), [handle.hook])[handle.hook]
-    ordinary = torch.from_numpy(~np.isin(ids, model.special_token_ids)).to(activations.device)
+    ordinary = torch.from_numpy(special_token_mask(ids, model.special_token_ids)).to(activations.device)
     active = (handle.encode(activations[ordinary]) > 0).sum(dim=-1)
     return max(1, round(float(active.float().mean())))

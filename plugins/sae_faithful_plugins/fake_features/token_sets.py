@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_faithful import TokenSet, derive_seed
+from sae_faithful import TokenSet, derive_seed, special_token_mask
 
 if TYPE_CHECKING:
     from sae_faithful import EvalContext
@@ -30,7 +30,7 @@ def shuffled_tokens(context: EvalContext, source: str, n_tokens: int) -> TokenSe
     everything else that it says is gone. Of the rows, as many as hold `n_tokens` tokens, or all there are.
     """
     rows = context.held_out[source].rows()
-    ordinary = ~np.isin(rows, context.language_model.special_token_ids)
+    ordinary = special_token_mask(rows, context.language_model.special_token_ids)
     rng = np.random.default_rng(derive_seed(context.seed, "fake_features", "shuffled", source))
     rows[ordinary] = rng.permutation(rows[ordinary])
     enough = int(np.searchsorted(ordinary.sum(axis=1).cumsum(), n_tokens)) + 1

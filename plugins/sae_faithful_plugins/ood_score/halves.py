@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_faithful import RunError, derive_seed
+from sae_faithful import RunError, derive_seed, special_token_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,11 +28,11 @@ class Halves:
         self.name = name
         self.tokens = tokens
         self.seed = seed
-        self.special = np.asarray(model.special_token_ids, np.int64)
+        self.special = list(model.special_token_ids)
         ids, owners = tokens.arrays()
         rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape).reshape(-1)
         self.ids, owners = ids.reshape(-1), owners.reshape(-1)
-        ordinary = ~np.isin(self.ids, self.special) & (owners != NO_DOCUMENT)
+        ordinary = special_token_mask(self.ids, self.special) & (owners != NO_DOCUMENT)
         numbers = np.unique(owners[owners != NO_DOCUMENT])
         by_document = len(numbers) >= 2
         self.units = np.searchsorted(numbers, owners) if by_document else rows
@@ -72,7 +72,7 @@ class Halves:
 
     def scored(self, sequence: np.ndarray) -> np.ndarray:
         """Which tokens of a sequence count: ordinary ones after the prompt."""
-        counts = ~np.isin(sequence, self.special)
+        counts = special_token_mask(sequence, self.special)
         counts[: self.tokens.prompt_length] = False
         return counts
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import SAEHandle, derive_seed
+from sae_faithful import SAEHandle, derive_seed, special_token_mask
 from sae_faithful.metrics.selectivity import TokenSums
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Halves:
     def __init__(self, tokens: TokenSet, n_tokens: int, special: Sequence[int], seed: int) -> None:
         self.text = tokens
         ids, documents = tokens.head(-(-n_tokens // max(tokens.context_size, 1))).arrays()
-        counts = ~np.isin(ids, np.asarray(special, np.int64)) & (documents != NO_DOCUMENT)
+        counts = special_token_mask(ids, special) & (documents != NO_DOCUMENT)
         self.halves: Int[np.ndarray, "rows context"] = _by_documents(documents, counts, seed)
         """0 or 1."""
         in_both = np.intersect1d(ids[counts & (self.halves == 0)], ids[counts & (self.halves == 1)])
