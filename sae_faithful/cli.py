@@ -196,6 +196,41 @@ def report(directory: Path, form: str | None) -> None:
 
 
 @main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="REPO")
+@click.option("--source", "sources", multiple=True, help="Only SAEs trained on it; repeat for more.")
+@click.option("--hook", "hooks", multiple=True, help="Only SAEs at it; repeat for more.")
+@click.option("--variant", "variants", multiple=True, help="Only SAEs of it; repeat for more.")
+@click.option("--private", is_flag=True, help="Into a private repository.")
+@click.option("--license", "licence", metavar="ID", help="The hub's name of a licence, for the card.")
+def push(
+    directory: Path, repository: str, sources: tuple[str, ...], hooks: tuple[str, ...], variants: tuple[str, ...],
+    private: bool, licence: str | None,
+) -> None:  # fmt: skip
+    """Send the SAEs of the run in DIRECTORY to the Hugging Face hub, with a card that says what was measured.
+
+    REPO is USER/NAME; log in first with hf auth login.
+
+    Example: sae-faithful push runs/quickstart me/saes --source faithful --license apache-2.0
+    """
+    from sae_faithful.hub import push_saes
+    from sae_faithful.run_folder import RunFolder
+
+    names = push_saes(
+        RunFolder(directory),
+        repository,
+        sources=sources,
+        hooks=hooks,
+        variants=variants,
+        private=private,
+        licence=licence,
+    )
+    click.echo(f"pushed: {repository}")
+    for name in names:
+        click.echo(f'  SAE.from_pretrained("{repository}", "{name}")')
+
+
+@main.command()
 def plugins() -> None:
     """List every installed plugin: kind, name, where it comes from, what it is.
 

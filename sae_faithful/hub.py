@@ -1,22 +1,34 @@
-"""Sending a dataset to the Hugging Face hub, in the form that stock SAELens trains on."""
+"""Sending datasets and SAEs to the Hugging Face hub, in the forms that stock SAELens trains on and loads."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.data import TRAIN_FILE, open_text
 from sae_faithful.interfaces import RunError, UsageError
 from sae_faithful.model_source import tokenizer_on_hub
 from sae_faithful.registry import unknown
+from sae_faithful.report.run_data import read_runs
+from sae_faithful.report.sae_card import sae_card, stored_saes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
+    from sae_faithful.report.sae_card import StoredSAE
     from sae_faithful.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 TOKENIZATION_FILE = "sae_lens.json"
 """SAELens loads the tokenizer it names, to check that the dataset was tokenised for the model it is given to."""
+
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")
+"""What SAELens loads. Its uploader would also take `runner_cfg.json`, which names folders of this machine."""
 
 
 def push_source(folder: RunFolder, repository: str, name: str | None = None) -> str:
@@ -38,16 +50,120 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
     tokenizer = tokenizer_on_hub(config["model_name"], config["model_class_name"])
     if tokenizer is not None:
         files[TOKENIZATION_FILE] = json.dumps(_tokenization(config, tokenizer), indent=2)
-    try:
+    with _in_one_line(repository):
         splits.push_to_hub(repository)
         for path, content in files.items():
             HfApi().upload_file(
                 path_or_fileobj=content.encode(), path_in_repo=path, repo_id=repository, repo_type="dataset"
             )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunError(f"cannot push to '{repository}': {reason}") from error
     return f"datasets/{repository}"
+
+
+def push_saes(
+    folder: RunFolder,
+    repository: str,
+    *,
+    sources: Sequence[str] = (),
+    hooks: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    private: bool = False,
+    licence: str | None = None,
+) -> list[str]:
+    """Upload the SAEs of a finished run by SAELens's own uploader, and their card; returns their names there.
+
+    `SAE.from_pretrained(repository, name)` loads each. Baselines stay here: they are fitted again in seconds.
+
+    Args:
+        folder: of the run.
+        repository: `USER/NAME`; made if it is not there.
+        sources: only SAEs of these.
+        hooks: only SAEs at these.
+        variants: only these.
+        private: whether the repository is to be private.
+        licence: the hub's name of a licence; None states none.
+
+    Raises:
+        UsageError: no finished run, no such SAEs, or a name that no repository can have.
+        RunError: nobody is logged in, the hub cannot be reached or refuses, or the repository is public
+            where a private one was asked for.
+    """
+    _check_repository(repository)
+    (run,) = read_runs([folder])
+    saes = stored_saes(run, sources, hooks, variants)
+    name = tokenizer_on_hub(run.manifest["model"].partition("@")[0], "AutoModelForCausalLM")
+    base_model = name if name is not None and "/" in name else None
+    card = sae_card(run, saes, repository, base_model=base_model, licence=licence)
+    with _in_one_line(repository):
+        _make_repository(repository, private)
+        _upload(saes, card, repository)
+    return [sae.name for sae in saes]
+
+
+def _check_repository(repository: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UsageError(_first_line(error)) from error
+    # SAELens takes a name without an owner for one of its releases.
+    if "/" not in repository:
+        raise UsageError(f"'{repository}' names no repository of the hub; give USER/NAME")
+
+
+def _make_repository(repository: str, private: bool) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.whoami()
+    except LocalTokenNotFoundError:
+        raise RunError(
+            f"cannot push to '{repository}': nobody is logged in; run hf auth login, or set HF_TOKEN"
+        ) from None
+    # SAELens's uploader makes public ones only.
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    if private and not api.repo_info(repository).private:
+        raise RunError(f"cannot push to '{repository}': --private was given, and it is there and public")
+
+
+def _upload(saes: Sequence[StoredSAE], card: str, repository: str) -> None:
+    from huggingface_hub import HfApi
+    from sae_lens import upload_saes_to_huggingface
+
+    with tempfile.TemporaryDirectory() as root:
+        staged: dict[str, Any] = {}
+        for sae in saes:
+            staged[sae.name] = Path(root) / sae.name
+            staged[sae.name].mkdir(parents=True)
+            for file in SAE_FILES:
+                if (sae.folder / file).exists():
+                    (staged[sae.name] / file).symlink_to(sae.folder / file)
+        upload_saes_to_huggingface(
+            staged, repository, show_progress=log.isEnabledFor(logging.INFO), add_default_readme=False
+        )
+    # Last: it says that they are there.
+    HfApi().upload_file(
+        path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repository, commit_message="Card"
+    )
+
+
+@contextlib.contextmanager
+def _in_one_line(repository: str) -> Generator[None]:
+    """Whatever the hub, or the way to it, says is wrong."""
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    # The hub's refusals are OSErrors too; a connection that fails is an HTTPError alone.
+    except (OSError, ValueError, HTTPError) as error:
+        raise RunError(f"cannot push to '{repository}': {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def source_to_push(sources: Sequence[str], name: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.monitoring import monitor_lines
 from sae_faithful.report.rows import rows_of
+from sae_faithful.report.tables import Notes, markdown_table, noted, value_text
 from sae_faithful.report.verdicts import difference_text, judge, remark
 from sae_faithful.run_folder import write_text
 
@@ -136,8 +137,7 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> str:
         ]
         for verdict in verdicts
     ]
-    used = [i for i in range(len(columns)) if any(line[i] for line in body)]
-    return _table([columns[i] for i in used], [[line[i] for i in used] for line in body])
+    return markdown_table(columns, body, drop_empty=True)
 
 
 def _typicality_table(rows: Sequence[Row]) -> str:
@@ -145,21 +145,23 @@ def _typicality_table(rows: Sequence[Row]) -> str:
     z = {row["dataset"]: row for row in rows if row["metric"] == "typicality_z"}
     if not gaps:
         return ""
-    body = [[name, _value(row), f"{z[name]['value']:+.2f}", f"{row['n']:,}"] for name, row in gaps.items()]
-    return _table(["text", "typicality gap (nats/token)", "z", "tokens scored"], body)
+    body = [
+        [name, value_text(row), f"{z[name]['value']:+.2f}", f"{row['n']:,}"] for name, row in gaps.items()
+    ]
+    return markdown_table(["text", "typicality gap (nats/token)", "z", "tokens scored"], body)
 
 
 def _source_table(rows: Sequence[Row], sources: Sequence[str]) -> str:
     """One line a number, one column a source."""
     lines: dict[tuple[str, ...], dict[str, str]] = {}
-    notes: dict[str, int] = {}
+    notes: Notes = {}
     several = len({(row["hook"], row["variant"]) for row in rows}) > 1
     for row in rows:
         if row["seed"] is not None or row["source"] not in sources:
             continue
         place = f"{row['hook']}/{row['variant']}" if several else ""
         key = (row["metric"], row["condition"] or "", row["subset"], row["dataset"] or "", place, row["unit"])
-        lines.setdefault(key, {})[row["source"]] = _value(row, notes)
+        lines.setdefault(key, {})[row["source"]] = value_text(row, notes)
     if not lines:
         return ""
     columns = ["metric", "condition", "latents", "on", "hook/variant", "unit"]
@@ -168,8 +170,7 @@ def _source_table(rows: Sequence[Row], sources: Sequence[str]) -> str:
         [*(key[i] for i in used), *(cells.get(source, "") for source in sources)]
         for key, cells in lines.items()
     ]
-    table = _table([*(columns[i] for i in used), *sources], body)
-    return "\n\n".join([table, *(f"[{number}] {reason}" for reason, number in notes.items())])
+    return noted(markdown_table([*(columns[i] for i in used), *sources], body), notes)
 
 
 def _headlines(rows: Sequence[Row]) -> Sequence[Row]:
@@ -190,29 +191,6 @@ def _texts(folder: RunFolder, evaluator: str) -> list[str]:
             shown += ["", f"({len(lines) - MOST_LINES} more lines: `{rest}`)"]
         texts.append("\n".join(shown))
     return texts
-
-
-def _value(row: Row, notes: dict[str, int] | None = None) -> str:
-    value = "–" if row["value"] is None else _number(row["value"])
-    if row["ci_low"] is not None:
-        return f"{value} [{_number(row['ci_low'])}, {_number(row['ci_high'])}]"
-    if notes is not None and row["reason"]:
-        return f"{value} [{notes.setdefault(row['reason'], len(notes) + 1)}]"
-    return value
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in (header, *body)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
-    ]
-    rule = "|".join("-" * (width + 2) for width in widths)
-    return "\n".join(["| " + lines[0] + " |", "|" + rule + "|", *("| " + line + " |" for line in lines[1:])])
 
 
 def _and(names: Sequence[str]) -> str:
