@@ -11,7 +11,7 @@ from sae_faithful.report.rows import rows_of
 from sae_faithful.report.verdicts import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -48,6 +48,14 @@ class RunData:
     def verdicts(self) -> list[Verdict]:
         """Each claim about two of its sources."""
         return judge(self.rows, self.manifest)
+
+    @cached_property
+    def rows_of(self) -> Mapping[tuple[str, str], Sequence[Row]]:
+        """Its rows by evaluator and metric."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row["evaluator"], row["metric"]), []).append(row)
+        return found
 
     @cached_property
     def features(self) -> pd.DataFrame | None:
