@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step
 
-.PHONY: install quickstart cunningham2023 test lint kill-tests $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test lint docs docs-serve kill-tests $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -36,6 +36,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# What pages say of options, defaults and plugins, from the code; then the site, into build/site.
+docs: install
+	$(BIN)/python docs/gen/reference.py
+	$(BIN)/mkdocs build --strict
+
+# The site at http://127.0.0.1:8000, with its search, which browsers do not run from a folder.
+docs-serve: install
+	$(BIN)/mkdocs serve
 
 # A process a core and one thread in each: PyTorch's threads wait for each other where tests share cores.
 test: lint

@@ -41,7 +41,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     dataset_trust_remote_code: bool = False
 
     sources: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Texts to train on, each alone: `NAME: {plugin: PLUGIN, option: value, ...}`. All give equally many tokens."""
+    """Texts to train on, each alone: `NAME: {plugin: PLUGIN, option: value, ...}`, or `NAME: PLUGIN`. All
+    give equally many tokens."""
     datasets: dict[str, Any] = field(default_factory=dict[str, Any])
     """Texts to measure on and never train on; same syntax."""
     sae_seeds: list[int] = field(default_factory=list[int])

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXPERIMENTS, METRICS, PLUGINS = (
-    ROOT / "docs" / f"{page}.md" for page in ("experiments", "metrics", "plugins")
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+METRICS, PLUGINS, RESULTS = (ROOT / "docs" / f"{page}.md" for page in ("metrics", "plugins", "results"))
 MODEL = "HuggingFaceTB/SmolLM2-135M"
 WIDTH, LAYERS = 64, 4
 SMALLER = {
@@ -166,7 +164,13 @@ PYTHON_PAGES = [page for page in PAGES if blocks(page, "python")]
 
 
 def test_pages_with_python_are_the_ones_we_think() -> None:
-    assert [page.name for page in PYTHON_PAGES] == ["README.md", "experiments.md", "plugins.md"]
+    assert [page.stem for page in PYTHON_PAGES] == [
+        "README",
+        "architectures",
+        "plugins",
+        "results",
+        "saelens",
+    ]
 
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.stem)
@@ -176,13 +180,12 @@ def test_python_of_a_page_runs(
     # A real module: dataclasses and pluggy look up the one that their code stands in.
     module = types.ModuleType(f"docs_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    if page.stem == "saelens":
+        generate(workplace)
     for number, block in enumerate(blocks(page, "python")):
         code = compile(smaller(block), f"{page.name}, Python block {number + 1}", "exec", dont_inherit=True)
         exec(code, vars(module))
-    # Whatever a page ran has left a report, or SAEs, where the page says.
-    assert list(workplace.glob("runs/*/report.md"))
-    outcome = {"README": readme_outcome, "experiments": experiments_outcome, "plugins": plugins_outcome}
-    outcome[page.stem](vars(module), workplace)
+    OUTCOMES[page.stem](vars(module), workplace)
 
 
 def readme_outcome(names: dict[str, Any], workplace: Path) -> None:
@@ -191,10 +194,28 @@ def readme_outcome(names: dict[str, Any], workplace: Path) -> None:
     assert list(workplace.glob("runs/one_sae/**/sae_weights.safetensors"))
 
 
-def experiments_outcome(names: dict[str, Any], workplace: Path) -> None:
+def results_outcome(names: dict[str, Any], workplace: Path) -> None:
     # Two seeds on one text: one row a source.
     assert list(names["per_source"]["n"]) == [2]
     assert len(names["features"]) == 2 * 96
+    assert list(workplace.glob("runs/first/report.md"))
+
+
+def architectures_outcome(names: dict[str, Any], workplace: Path) -> None:
+    assert names["training_sae"].cfg.architecture() == "sparse_topk"
+
+
+def generate(workplace: Path) -> None:
+    """What the page's first command leaves."""
+    from click.testing import CliRunner
+
+    from sae_faithful.cli import main
+
+    (command,) = [line for line in blocks(ROOT / "docs/saelens.md", "bash")[1].splitlines() if line]
+    CliRunner().invoke(main, shlex.split(command)[1:], catch_exceptions=False)
+
+
+def saelens_outcome(names: dict[str, Any], workplace: Path) -> None:
     # 2,000 tokens are 31 rows of 64; ⌈3.1⌉ = 4 are held out.
     assert len(names["rows"]) == 27
     assert list(workplace.glob("runs/stock/**/sae_weights.safetensors"))
@@ -219,6 +240,15 @@ def plugins_outcome(names: dict[str, Any], workplace: Path) -> None:
     assert (content["architecture"], content["k"]) == ("topk", 8)
 
 
+OUTCOMES = {
+    "README": readme_outcome,
+    "architectures": architectures_outcome,
+    "plugins": plugins_outcome,
+    "results": results_outcome,
+    "saelens": saelens_outcome,
+}
+
+
 @pytest.mark.parametrize(
     ("page", "block"),
     [pytest.param(page, block, id=page.stem) for page in PAGES for block in blocks(page, "yaml")],
@@ -230,19 +260,25 @@ def test_config_of_a_page_can_be_planned(page: Path, block: str, workplace: Path
     assert plan.saes
 
 
-def test_the_readme_diff_makes_a_valid_config(workplace: Path) -> None:
-    (diff,) = blocks(ROOT / "README.md", "diff")
-    added = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+"))
-    assert len(added.splitlines()) == 5
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_lines_added_to_a_saelens_config_make_a_valid_one(number: int, workplace: Path) -> None:
+    added = [
+        line.removeprefix("+")
+        for line in blocks(ROOT / "docs/saelens.md", "diff")[number].splitlines()
+        if line.startswith("+")
+    ]
+    assert len(added) == [2, 5][number]
     stock = {
         "model_name": MODEL, "model_class_name": "AutoModelForCausalLM", "hook_name": "model.layers.3",
         "sae": {"architecture": "topk", "d_sae": 96, "k": 8}, "logger": {"log_to_wandb": False},
         "n_batches_in_buffer": 64,
     }  # fmt: skip
-    config = ExperimentConfig.from_dict({**stock, **yaml.safe_load(added)})
+    config = ExperimentConfig.from_dict({**stock, **yaml.safe_load("\n".join(added))})
     plan = make_plan(config, load_plugins(), LanguageModel.from_config(config, config.hook_names))
-    assert [text.n_tokens for text in plan.sources] == [10_000_000, 10_000_000]
-    assert [one.name for one in plan.evaluators] == ["shared_features", "fake_features", "reconstruction"]
+    wanted = [config.training_tokens] if number == 0 else [10_000_000, 10_000_000]
+    assert [text.n_tokens for text in plan.sources] == wanted
+    named = ["fake_features", "reconstruction"]
+    assert [one.name for one in plan.evaluators] == (["shared_features", *named] if number else named)
 
 
 def commands() -> list[Any]:
@@ -275,7 +311,16 @@ def test_command_of_a_page_exists(line: str) -> None:
         assert all((ROOT / f"tests/benchmarks/{name}.py").exists() for name in benchmarks)
         assert set(arguments) <= {*targets, *(f"bench-{name}" for name in benchmarks)}
     else:
-        assert (program, arguments) == ("pip", ["install", "sae-faithful"])
+        assert (program, arguments[0]) == ("pip", "install")
+        for package in [one for one in arguments[1:] if not one.startswith("--")]:
+            name, extra = re.fullmatch(r"([\w.=-]+)(?:\[(\w+)\])?", package).groups()
+            assert name == "sae-faithful" or package in (ROOT / "Makefile").read_text()
+            assert extra is None or f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def anchor_of(heading: str) -> str:
+    """As forges and the site make it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def test_links_lead_somewhere() -> None:
@@ -290,55 +335,11 @@ def test_links_lead_somewhere() -> None:
             assert found.exists(), f"{page.name}: {target}"
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.M)
-                assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
-
-
-def documented_defaults(text: str) -> dict[str, str]:
-    """Option and default of every table row with three cells that begins with one name."""
-    rows = [row for row in table_rows(text) if len(row) == 3 and re.fullmatch(r"`\w+`", row[0])]
-    return {row[0].strip("`"): row[1].strip("`") for row in rows}
-
-
-def check_options(cls: type[Any], documented: dict[str, str]) -> None:
-    fields = {entry.name: entry for entry in dataclasses.fields(cls) if entry.init}
-    assert list(documented) == list(fields)
-    for name, field in fields.items():
-        if field.default is not dataclasses.MISSING:
-            assert yaml.safe_load(documented[name]) == field.default, name
-        elif field.default_factory is not dataclasses.MISSING:
-            assert yaml.safe_load(documented[name]) == field.default_factory(), name
-        else:
-            assert documented[name] == "required", name
-
-
-@pytest.mark.parametrize(
-    ("kind", "page"), [("source", EXPERIMENTS), ("evaluator", METRICS), ("baseline", EXPERIMENTS)]
-)
-def test_every_option_of_every_bundled_plugin_is_documented_with_its_default(kind: str, page: Path) -> None:
-    registrations = load_plugins().registrations(kind)
-    bundled = {name: one for name, one in registrations.items() if one.distribution == "sae-faithful"}
-    assert bundled
-    for name, one in bundled.items():
-        check_options(one.offered, documented_defaults(section(page, name)))
-
-
-def test_each_of_our_config_fields_is_documented_with_its_default() -> None:
-    from sae_lens import LanguageModelSAERunnerConfig
-
-    inherited = {entry.name for entry in dataclasses.fields(LanguageModelSAERunnerConfig)}
-    own = [entry for entry in dataclasses.fields(ExperimentConfig) if entry.name not in inherited]
-    ours = dataclasses.make_dataclass("Ours", [(entry.name, Any, entry_default(entry)) for entry in own])
-    check_options(ours, documented_defaults(section(EXPERIMENTS, "Our config fields")))
-
-
-def entry_default(entry: dataclasses.Field[Any]) -> Any:
-    if entry.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=entry.default_factory)
-    return dataclasses.field(default=entry.default)
+                assert anchor in {anchor_of(heading) for heading in headings}, target
 
 
 def test_every_field_of_a_row_is_documented() -> None:
-    documented = [name for row in table_rows(section(METRICS, "Rows")) for name in first_words(row[0])]
+    documented = [name for row in table_rows(section(RESULTS, "Rows")) for name in first_words(row[0])]
     assert sorted(documented) == sorted(entry.name for entry in dataclasses.fields(EvalResult))
 
 
@@ -456,33 +457,37 @@ def documented_gaps() -> dict[str, set[str]]:
     return gaps
 
 
+def evaluator_page(evaluator: str) -> Path:
+    """Where an evaluator's metrics are; those of the text itself are with what all metrics have in common."""
+    return METRICS if evaluator == "typicality" else ROOT / "docs" / "evaluators" / f"{evaluator}.md"
+
+
+def documented_metrics(evaluator: str) -> list[str]:
+    """The headings of a page that name metrics."""
+    return re.findall(r"^### (\w+)$", evaluator_page(evaluator).read_text(encoding="utf-8"), re.M)
+
+
 def test_every_metric_of_a_run_has_its_own_heading(scene_results: dict[str, Any]) -> None:
-    text = METRICS.read_text(encoding="utf-8")
-    # Their own tests compare their sections with what they measure: it takes another environment, or a server.
-    for evaluator in ("sae_probes_benchmark", "autointerp"):
-        text = text.replace(section(METRICS, evaluator), "")
-    headings = re.findall(r"^### (\w+)$", text, re.M)
-    measured = {row["metric"] for rows, _ in scene_results.values() for row in rows}
-    assert sorted(headings) == sorted(measured)
+    measured = {(row["evaluator"], row["metric"]) for rows, _ in scene_results.values() for row in rows}
+    # The others' own tests compare their pages with what they measure: it takes another environment, or a server.
+    evaluators = {evaluator for evaluator, _ in measured} - {"sae_probes_benchmark", "autointerp"}
+    documented = [(one, metric) for one in evaluators for metric in documented_metrics(one)]
+    assert sorted(documented) == sorted(measured)
 
 
-def test_every_metric_stands_in_the_section_of_its_evaluator_with_its_unit(
-    scene_results: dict[str, Any],
-) -> None:
+def test_every_metric_is_documented_with_its_unit(scene_results: dict[str, Any]) -> None:
     places = {
         (row["evaluator"], row["metric"], row["unit"]) for rows, _ in scene_results.values() for row in rows
     }
-    for evaluator, metric, unit in places:
-        part = section(METRICS, evaluator)
-        assert f"\n### {metric}\n" in part
-        assert unit in part
+    for evaluator, _, unit in places:
+        assert unit in evaluator_page(evaluator).read_text(encoding="utf-8")
 
 
 def test_every_column_of_features_is_documented(scene_results: dict[str, Any]) -> None:
-    text = METRICS.read_text(encoding="utf-8")
     columns = {name for _, names in scene_results.values() for name in names if "." in name}
     assert len(columns) > 5
     for column in columns:
+        text = evaluator_page(column.partition(".")[0]).read_text(encoding="utf-8")
         assert f"`{re.sub(r'[.](faithful|hot)$', '.SOURCE', column)}`" in text
 
 
@@ -508,7 +513,7 @@ def test_every_listed_reason_does_occur(scene_results: dict[str, Any]) -> None:
     rare = {
         metric
         for metric in dict(listed)
-        if any(f"\n### {metric}\n" in section(METRICS, e) for e in RARE_REASONS)
+        if any(metric in documented_metrics(evaluator) for evaluator in RARE_REASONS)
     }
     assert {
         (metric, reason)

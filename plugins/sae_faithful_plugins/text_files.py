@@ -36,7 +36,8 @@ class TextFiles:
     """
 
     path: str | list[str]
-    """Files or patterns (`**` for any depth); `package/DISTRIBUTION/PATTERN` for what an installed package carries."""
+    """Files or patterns (`**` for any depth), one or a list; `package/DISTRIBUTION/PATTERN` for files that an
+    installed package carries."""
     column: str = "text"
     """The column with the text, in tables."""
     where: dict[str, str | int | float | bool] = field(default_factory=dict[str, "str | int | float | bool"])

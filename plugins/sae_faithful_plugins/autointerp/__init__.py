@@ -41,9 +41,10 @@ class Autointerp:
     )
     """What to measure; all but `token_set` ask a language model."""
     n_features: int = 150
-    """Features of each SAE that are tried, at most (the paper's 150)."""
+    """Features of each SAE that are tried, at most; the paper's number."""
     selection: Literal["random", "first"] = "random"
-    """A random sample of the features that are active at all, or the first indices (the paper's)."""
+    """`random`: a sample of the features that are active at all; `first`: the first indices, dead or not, as
+    in the paper."""
     dataset: str | None = None
     """The source or dataset whose held-out text fragments are cut from; none: each SAE's own source."""
     n_fragments: int = 2_000
@@ -53,25 +54,27 @@ class Autointerp:
     per_document: int = 1
     """Fragments of one document, at most; they do not overlap."""
     shuffled: bool = True
-    """Also try every explanation on another feature: what explanations score that explain nothing."""
+    """Also try every explanation on another feature: what explanations score that explain nothing. Doubles
+    what simulation asks."""
     backend: Literal["openai", "local"] = "openai"
-    """Where explainer and simulator are: an OpenAI-compatible server, or a transformers model on this machine."""
+    """`openai`: an OpenAI-compatible server; `local`: a transformers model on this machine."""
     explainer: str | None = None
-    """The model that explains."""
+    """The model that explains; needed by all scores but `token_set`."""
     simulator: str | None = None
     """The model that simulates and classifies; none: the explainer."""
     mode: Literal["auto", "logprobs", "json"] = "auto"
-    """How it simulates; `auto`: by log-probabilities if there are any."""
+    """How it simulates: `logprobs`, `json`, or with `auto` by log-probabilities if there are any."""
     concurrency: int = 8
     """Requests to a server at a time."""
     requests_per_minute: float = 0
     """At most so many; 0: no limit."""
     timeout: float = 120.0
-    """Seconds that a server has for a reply."""
+    """Seconds that a server has for a whole reply."""
     retries: int = 6
     """New tries after a failure that may pass, with exponential pauses."""
     prices: list[float] = field(default_factory=list[float])
-    """Of a million tokens of prompts and of replies, for the estimate before anything is asked."""
+    """Of a million tokens of prompts and of replies, in any currency, for the estimate before anything is
+    asked."""
     max_cost: float | None = None
     """Ask nothing if the estimate is above this."""
 

@@ -55,20 +55,21 @@ class CaseStudies:
     variants: list[str] = field(default_factory=list[str])
     """Only SAEs of these variants, or baselines of these names; empty: all variants."""
     seeds: Literal["first", "all"] = "first"
-    """SAEs of the first seed of each source, hook and variant, or all."""
+    """`first`: SAEs of the first seed of each source, hook and variant; or `all`."""
     baselines: bool = False
     """Features of baselines too, where `variants` names none."""
     n_tokens: int = 10_000
-    """Held-out tokens of each source that are looked at."""
+    """Held-out tokens of each source that are looked at, in whole rows."""
     context_tokens: int = 64
     """Of each row its first so many tokens, BOS included; 0: all. In the paper 40."""
     similarity: Literal["correlation", "cosine"] = "correlation"
-    """What makes a neuron the most similar one: its correlation with the feature over the text, or the largest entry
-    of the decoder's row."""
+    """What makes a neuron the most similar one: `correlation` with the feature over the text, or `cosine`
+    with the decoder's row."""
     n_contexts: int = 20
     """Rows in which each feature is ablated; 0: no ablation."""
     ablation: Literal["subtract", "resolve"] = "subtract"
-    """Subtract what the feature adds; or the smallest multiple of it after which its own code is 0."""
+    """`subtract` what the feature adds, or `resolve`: the smallest multiple of it after which its own code is
+    0."""
     effect: Literal["logits", "log_probs"] = "logits"
     """What is compared before and after the ablation."""
     threshold: float = 0.1

@@ -49,7 +49,8 @@ class FakeFeatures:
     baselines: bool = True
     """Measure the same on shuffled text, and for a randomly initialised SAE."""
     n_contexts: int = 10
-    """How many latents of each SAE, the most fake ones, are shown with their strongest contexts in real text."""
+    """How many latents of each SAE, the most fake ones, are shown with their strongest contexts in real text;
+    0: none."""
 
     monitor_budget: ClassVar[dict[str, Any]] = {
         "n_tokens": 500,

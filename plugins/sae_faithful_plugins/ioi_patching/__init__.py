@@ -41,7 +41,8 @@ class IOIPatching:
     n_pairs: int = 50
     """Pairs that are measured, at most; fewer than 50 get no intervals."""
     selection_pairs: int = 8
-    """Pairs that choose the features, and are not measured; 0: those measured choose, as in the paper."""
+    """Pairs that choose the features, and are not measured (at most half of a file); 0: those measured
+    choose, as in the paper."""
     candidates: int = 64
     """Features that may be chosen, those with the strongest first-order effect; the paper: all."""
     thresholds: list[float] = field(

@@ -29,14 +29,14 @@ class Polysemanticity:
     """
 
     n_tokens: int = 100_000
-    """Held-out tokens of a text that are looked at, at most."""
+    """Held-out tokens of a text that are looked at, at most, in whole rows from its beginning."""
     n_features: int = 256
     """Latents of each SAE, and neurons, whose tokens are looked at: a random sample."""
     min_count: int = 5
     """A token can be a latent's preferred one if it occurs so often in each half of the text."""
     neurons: Literal["split", "relu", "signed"] | None = "split"
-    """The activation's own entries beside the SAEs: codes below 0 are latents of their own, dropped, or kept signed;
-    none: no neurons."""
+    """The activation's own entries beside the SAEs: codes below 0 are latents of their own (`split`), dropped
+    (`relu`), or kept (`signed`); none: no neurons."""
     dataset: str | None = None
     """The source or dataset whose held-out text is used; none: each SAE's own source."""
 

@@ -38,16 +38,19 @@ class Probing:
     tasks: list[str | dict[str, dict[str, str]]] = field(
         default_factory=lambda: ["sst2", "cola", "yelp_polarity"]
     )
-    """`sst2`, `cola`, `yelp_polarity`, or a table of your own: `{NAME: {path: FILE, text: COLUMN, label: COLUMN}}`,
-    with `test_path` where it has a test set (CSV, JSON lines or Parquet; two labels)."""
+    """`sst2`, `cola`, `yelp_polarity`, or a table of your own: `{NAME: {path: FILE, text: COLUMN, label:
+    COLUMN}}`, with `test_path: FILE` where it has a test set. CSV, JSON lines or Parquet; columns are `text`
+    and `label` unless named; two labels, class 1 being the later in the alphabet."""
     data: Literal["hub", "sae_probes"] = "hub"
-    """Where the named tasks come from: the Hugging Face hub, or the installed package sae-probes."""
+    """Where the three named tasks come from: `hub`, or `sae_probes`, the installed package (`pip install
+    --no-deps sae-probes zstandard`)."""
     max_examples: int = 2_000
-    """Training texts of a task, and test texts of it, at most (the paper: 10,000)."""
+    """Training texts of a task, and test texts of it, at most, the classes' shares kept (the paper: 10,000).
+    """
     max_tokens: int = 128
     """Tokens of a text that are read, BOS not counted; the rest is cut."""
     pool: Literal["mean", "last"] = "mean"
-    """One vector a text: the mean over its tokens without BOS, or its last token's."""
+    """One vector a text: `mean` over its tokens without BOS, or its `last` token's."""
     sparse_k: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
     """Sizes of the k-sparse probes, and numbers of principal components."""
     cs: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])

@@ -50,7 +50,8 @@ class Reconstruction:
     """
 
     ce_tokens: int = 50_000
-    """Tokens of each text that losses are made from: each SAE costs one whole forward of them; 0: no losses."""
+    """Tokens of each text that losses are made from, its first rows, one at least: each SAE costs one whole
+    forward of them; 0: no losses, and no whole forward."""
     bos: bool = True
     """Measure everything with BOS, too."""
     bos_ce_tokens: int = 10_000

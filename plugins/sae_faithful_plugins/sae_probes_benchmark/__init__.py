@@ -34,7 +34,8 @@ class SAEProbesBenchmark:
     datasets: list[str] = field(default_factory=list[str])
     """The benchmark's names, `92_glue_sst2` say; empty means all 113."""
     setting: Literal["normal", "scarcity", "imbalance"] = "normal"
-    """Up to 1,024 balanced training texts, or how scores change with fewer of them, or with one class rarer."""
+    """`normal`: up to 1,024 balanced training texts; `scarcity`: 2 to 1,024 of them; `imbalance`: one class
+    from 5 % to 95 %."""
     ks: list[int] = field(default_factory=lambda: [1, 16])
     """How many latents a probe reads."""
     reg_type: Literal["l1", "l2"] = "l1"

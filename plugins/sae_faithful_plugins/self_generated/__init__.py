@@ -34,13 +34,14 @@ class SelfGenerated:
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability; 1 is the model's own distribution."""
     prompt: str | list[int] = "bos"
-    """`bos`; `chat_user`, the chat template cut before the user's turn; or any text or token ids."""
+    """`bos`; `chat_user`, the chat template cut before the user's turn (as in Magpie, arXiv 2406.08464); or
+    any text or token ids."""
     generator: str | None = None
     """Another model's name, to train on text a different model wrote; it must have the same vocabulary."""
     max_new_tokens: int | None = None
     """Longest sample; default: what fits a row after the prompt."""
     batch_size: int | Literal["auto"] = "auto"
-    """Samples drawn at once, one shard; `auto` measures a few and takes the fastest that fits."""
+    """Samples drawn at once, one shard; `auto` measures a few sizes and takes the fastest that fits."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Weights while sampling; default: as the experiment's model."""
 

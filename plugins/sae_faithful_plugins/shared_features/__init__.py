@@ -57,7 +57,8 @@ class SharedFeatures:
     encoder: bool = True
     """Whether encoder directions are matched too, apart from the decoder's."""
     top1: bool = True
-    """Whether nearest neighbours are counted too, both ways, not one to one."""
+    """Whether nearest neighbours (`top1`, `mmcs`, `mmcs_larger`) are measured too, both ways, not one to one.
+    """
     cross_source: bool = True
     """Whether SAEs of different sources are matched too."""
 

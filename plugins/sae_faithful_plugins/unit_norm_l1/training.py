@@ -32,11 +32,13 @@ class UnitNormL1TrainingSAEConfig(TrainingSAEConfig):
     """
 
     l1_coefficient: float = 1.0
-    """α of ‖x − x̂‖² + α ‖c‖₁, mean over the batch, as SAELens's own; `l1_coefficient_of` converts the paper's."""
+    """α of ‖x − x̂‖² + α ‖c‖₁, mean over the batch, as SAELens's own; `l1_coefficient_of` converts the paper's;
+    0: not sparse, the paper's control."""
     l1_warm_up_steps: int = 0
     """Steps over which the coefficient grows from 0; none in the paper."""
     tied: bool = True
-    """Whether the encoder is the decoder's transpose (the paper's residual SAEs) or free (its MLP ones)."""
+    """Whether the encoder is the decoder's transpose, as in the paper's SAEs on the residual stream; `false`: an
+    encoder of its own, as in those on MLPs, where it keeps more latents alive."""
 
     def __post_init__(self) -> None:
         if self.normalize_activations not in FOLDABLE:

@@ -88,6 +88,6 @@ def test_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_commands_stand_in_the_docs() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/evaluators/sae_probes_benchmark.md").read_text(encoding="utf-8")
     for command in SETUP:
         assert command in page

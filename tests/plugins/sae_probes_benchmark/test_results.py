@@ -104,8 +104,9 @@ def test_metrics_units_and_reasons_stand_in_the_docs() -> None:
     given = [raw(0.9, "1_a", sae=i, k=1, hook_name=HOOKS[0]) for i in range(3)]
     given.append(raw(0.8, "1_a", hook_name=HOOKS[0]))
     rows = list(Benchmark.of(given, handles, {"1_a": 50}, "normal").rows())
-    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    section = page.partition("## sae_probes_benchmark\n")[2].partition("\n## ")[0]
+    docs = Path(__file__).parents[3] / "docs"
+    page = (docs / "metrics.md").read_text(encoding="utf-8")
+    section = (docs / "evaluators" / "sae_probes_benchmark.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^### (\w+)$", section, re.M)) == {row.metric for row in rows}
     for row in rows:
         assert f"Unit: {row.unit}" in section.partition(f"### {row.metric}\n")[2].partition("\n#")[0]
