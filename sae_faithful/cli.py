@@ -86,6 +86,7 @@ def run(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
     click.echo(terminal_table(folder))
     click.echo(
         f"\nresults: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}"
+        f"\nto look at: {folder.html_file.as_uri()}"
     )
 
 
@@ -172,27 +173,40 @@ def evaluate(
     click.echo(terminal_table(folder))
     click.echo(f"\n'{named_options(sources[0])[0]}' counted as in-distribution")
     click.echo(f"results: {folder.results_file}\nreport: {folder.report_file}")
+    click.echo(f"to look at: {folder.html_file.as_uri()}")
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument(
+    "directories", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="DIRECTORY..."
+)
 @click.option(
     "--format", "form", metavar="json|csv", help="Print every row of the results in this form; write nothing."
 )
-def report(directory: Path, form: str | None) -> None:
-    """Write the report of the run in DIRECTORY again, or print its rows.
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The page to write; default: report.html in DIRECTORY, or comparison.html in the first of several.",
+)
+def report(directories: tuple[Path, ...], form: str | None, output: Path | None) -> None:
+    """Write the report of the run in DIRECTORY again, or one page with several runs, or print a run's rows.
 
-    Example: sae-faithful report runs/quickstart --format csv
+    Example: sae-faithful report runs/quickstart runs/longer --output comparison.html
     """
-    from sae_faithful.report import rows_as, write_report
+    from sae_faithful.report import rows_as, write_comparison, write_report
     from sae_faithful.run_folder import RunFolder
 
-    folder = RunFolder(directory)
+    folders = [RunFolder(directory) for directory in directories]
+    page = None if output is None else output.expanduser().absolute()
     if form is not None:
-        click.echo(rows_as(folder, form), nl=False)
-        return
-    write_report(folder)
-    click.echo(f"report: {folder.report_file}")
+        if len(folders) > 1 or page is not None:
+            raise UsageError("--format prints the rows of one run: give one DIRECTORY, and no --output")
+        click.echo(rows_as(folders[0], form), nl=False)
+    elif len(folders) > 1:
+        click.echo(f"to look at: {write_comparison(folders, page).as_uri()}")
+    else:
+        page = write_report(folders[0], page)
+        click.echo(f"report: {folders[0].report_file}\nto look at: {page.as_uri()}")
 
 
 @main.command()

@@ -81,6 +81,16 @@ class RunFolder:
         return self.root / "report.md"
 
     @property
+    def html_file(self) -> Path:
+        """The report for browsers: one page that needs nothing but itself."""
+        return self.root / "report.html"
+
+    @property
+    def comparison_file(self) -> Path:
+        """The page of this run and others side by side, where `report` was asked for one."""
+        return self.root / "comparison.html"
+
+    @property
     def monitors_dir(self) -> Path:
         """What monitors measured inside training, and what they cost, by source."""
         return self.root / "monitors"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.monitoring import monitor_lines
 from sae_faithful.report.rows import rows_of
-from sae_faithful.report.tables import Notes, markdown_table, noted, value_text
-from sae_faithful.report.verdicts import difference_text, judge, remark
-from sae_faithful.run_folder import write_text
+from sae_faithful.report.tables import Notes, difference_text, markdown_table, noted, value_text
+from sae_faithful.report.texts import evaluator_texts
+from sae_faithful.report.verdicts import judge, remark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,25 +19,11 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-MOST_LINES = 60
-"""Of a text that an evaluator wrote, in the report."""
-FENCE = "```"
 MONITORS = (
     "The same evaluators inside training, on fewer tokens and at most a few steps before its end: a last value outside "
     "the full interval is sampling error, those last steps, or, where a number depends on how many tokens were seen "
     "(`alive` latents, `alive_features`, `firing_shift`), that."
 )
-
-
-def write_report(folder: RunFolder) -> None:
-    """Write `verdicts.jsonl` and `report.md` from what is in the folder.
-
-    Raises:
-        UsageError: the folder holds no finished run.
-    """
-    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in judge(*_read(folder))]
-    write_text(folder.verdicts_file, "".join(lines))
-    write_text(folder.report_file, render(folder))
 
 
 def render(folder: RunFolder) -> str:
@@ -58,7 +43,7 @@ def render(folder: RunFolder) -> str:
         own = [row for row in rows if row["evaluator"] == evaluator]
         parts += [
             f"## {evaluator}",
-            *_texts(folder, evaluator),
+            *evaluator_texts(folder, evaluator).values(),
             _source_table(_headlines(own), manifest["sources"]),
         ]
     watched = monitor_lines(folder, manifest["sources"], rows)
@@ -67,7 +52,8 @@ def render(folder: RunFolder) -> str:
     parts.append(
         "Intervals are 95 %: over SAEs in the rows of a source, over documents in the typicality gap. "
         "The other thresholds and subsets, and every SAE's own rows, are in `results.jsonl`; what each number "
-        "means and how its interval is made is in docs/metrics.md."
+        "means and how its interval is made is in docs/metrics.md. Figures, and a page for every latent, are in "
+        "`report.html`."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -78,7 +64,11 @@ def terminal_table(folder: RunFolder) -> str:
     tables = [*_verdicts(judge(rows, manifest), manifest, table=False), _typicality_table(rows)]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
-        tables += [evaluator, *_texts(folder, evaluator), _source_table(_headlines(own), manifest["sources"])]
+        tables += [
+            evaluator,
+            *evaluator_texts(folder, evaluator).values(),
+            _source_table(_headlines(own), manifest["sources"]),
+        ]
     watched = monitor_lines(folder, manifest["sources"], rows)
     if watched:
         tables += ["monitors", "\n".join(watched)]
@@ -176,21 +166,6 @@ def _source_table(rows: Sequence[Row], sources: Sequence[str]) -> str:
 def _headlines(rows: Sequence[Row]) -> Sequence[Row]:
     """The rows an evaluator marked for the short table, or all where it marked none."""
     return [row for row in rows if row["headline"]] or rows
-
-
-def _texts(folder: RunFolder, evaluator: str) -> list[str]:
-    """What the evaluator says in words; of a long text the beginning, and where the rest is."""
-    texts: list[str] = []
-    for path in sorted((folder.result_dir(evaluator) / "artifacts").glob("*.txt")):
-        lines = path.read_text(encoding="utf-8").strip().splitlines()
-        shown = lines[:MOST_LINES]
-        if len(lines) > len(shown):
-            if sum(line.startswith(FENCE) for line in shown) % 2:
-                shown.append(FENCE)
-            rest = path.relative_to(folder.root).as_posix()
-            shown += ["", f"({len(lines) - MOST_LINES} more lines: `{rest}`)"]
-        texts.append("\n".join(shown))
-    return texts
 
 
 def _and(names: Sequence[str]) -> str:

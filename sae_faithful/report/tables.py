@@ -1,4 +1,4 @@
-"""Tables and numbers in Markdown, for reports and cards."""
+"""Numbers as every form of the report writes them, and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+NONE = "–"
+"""Where there is no value."""
 Notes = dict[str, int]
 """Reasons why numbers have no interval, each with the number it has in brackets."""
 
 
 def value_text(row: Mapping[str, Any], notes: Notes | None = None) -> str:
     """A row's value with its interval; without one, with the number of its reason, which is added to `notes`."""
-    value = "–" if row["value"] is None else number_text(row["value"])
+    value = NONE if row["value"] is None else number_text(row["value"])
     if row["ci_low"] is not None:
         return f"{value} [{number_text(row['ci_low'])}, {number_text(row['ci_high'])}]"
     if notes is not None and row["reason"]:
@@ -24,6 +26,12 @@ def value_text(row: Mapping[str, Any], notes: Notes | None = None) -> str:
 def number_text(value: float) -> str:
     """Four decimals, or one where the number is large."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def difference_text(value: float, low: float | None, high: float | None) -> str:
+    """A difference with its sign, and its interval where it has one."""
+    bounds = f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else ""
+    return f"{value:+.4f}{bounds}"
 
 
 def noted(table: str, notes: Notes) -> str:

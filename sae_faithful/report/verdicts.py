@@ -6,25 +6,19 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from scipy import stats
-
-from sae_faithful.metrics.intervals import LEVEL, Interval
 from sae_faithful.metrics.paired import (
     MOST_SEEDS,
-    Key,
-    difference_interval,
     sampling_to_decide,
     seeds_to_decide,
     spread_over_seeds,
 )
+from sae_faithful.report.differences import Paired, cells_of, paired
+from sae_faithful.report.tables import difference_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 Row = dict[str, Any]
-Cells = dict[str | None, dict[Key, Row]]
-"""A source's rows of one number, by the text or task they were measured on, then by seed."""
 Index = dict[tuple[str, str, str, str], list[Row]]
 """Rows by metric, source, hook and variant."""
 Finding = Literal["supported", "contradicted", "undecided"]
@@ -74,7 +68,10 @@ class Verdict:
     """One claim about one pair of sources: one row of `verdicts.jsonl`."""
 
     claim: str
+    statement: str
+    """What is claimed."""
     sentence: str
+    """What is claimed, and what came out."""
     metric: str
     subset: str
     condition: str | None
@@ -85,6 +82,9 @@ class Verdict:
     source: str
     """Trained on the model's own text."""
     other: str
+    value: float | None
+    other_value: float | None
+    """Of `source` and of `other`: means over the seeds (or pairs of seeds) that both have."""
     difference: float | None
     """`source` − `other`, mean over the seeds (or pairs of seeds) that both have."""
     ci_low: float | None
@@ -110,19 +110,6 @@ class _Comparison:
     variant: str
     only_place: bool
     """Whether the run has no other hook or variant."""
-
-
-@dataclass(frozen=True)
-class _Paired:
-    """The differences of SAEs, or of pairs of SAEs, that began alike."""
-
-    mean: float
-    interval: Interval
-    n_seeds: int
-    sampling: float | None
-    """Variance that sampling tokens gives one seed's difference; None where rows have no intervals."""
-    n_sampled: int
-    """Tokens (test texts) of one SAE."""
 
 
 def judge(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[Verdict]:
@@ -185,14 +172,17 @@ def _judge_one(claim: Claim, compared: _Comparison, index: Index) -> Iterator[Ve
         index.get((claim.metric, source, compared.hook, compared.variant), [])
         for source in (compared.source, compared.other)
     ]
-    one, two = (_cells(claim, of_source) for of_source in rows)
+    one, two = (
+        cells_of(of_source, subset=claim.subset, condition=claim.condition, of_pairs=claim.of_pairs)
+        for of_source in rows
+    )
     datasets = [dataset for dataset in one if dataset in two]
     if datasets:
         unit = str(next(iter(one[datasets[0]].values()))["unit"])
-        yield _verdict(claim, compared, _paired(one, two, datasets), unit, datasets)
+        yield _verdict(claim, compared, paired(one, two, datasets), unit, datasets)
         for dataset in datasets if len(datasets) > 1 else ():
             part = replace(claim, primary=False)
-            yield _verdict(part, compared, _paired(one, two, [dataset]), unit, [dataset])
+            yield _verdict(part, compared, paired(one, two, [dataset]), unit, [dataset])
         return
     # An evaluator that had no value said why.
     said = next((row for of_source in rows for row in of_source if row["value"] is None), None)
@@ -200,65 +190,24 @@ def _judge_one(claim: Claim, compared: _Comparison, index: Index) -> Iterator[Ve
         yield _verdict(claim, compared, str(said["reason"]), said["unit"], [None])
 
 
-def _cells(claim: Claim, rows: Sequence[Row]) -> Cells:
-    """The values that the claim is about, of single SAEs or of single pairs."""
-    cells: Cells = {}
-    for row in rows:
-        if row["subset"] != claim.subset or row["condition"] != claim.condition or row["value"] is None:
-            continue
-        if row["seed"] is None or (row["other_seed"] is not None) != claim.of_pairs:
-            continue
-        key = tuple(sorted((row["seed"], row["other_seed"]))) if claim.of_pairs else (row["seed"],)
-        cells.setdefault(row["dataset"], {})[key] = row
-    return cells
-
-
-def _paired(one: Cells, two: Cells, datasets: Sequence[str | None]) -> _Paired | str:
-    """The difference, mean over `datasets`, of the SAEs that both sources have; or why there is none."""
-    both = [cells[dataset] for dataset in datasets for cells in (one, two)]
-    keys = [key for key in both[0] if all(key in rows for rows in both)]
-    if not keys:
-        return "the two sources have too few SAE seeds in common"
-    differences = {
-        key: float(np.mean([one[name][key]["value"] - two[name][key]["value"] for name in datasets]))
-        for key in keys
-    }
-    # The errors of both sides, each a mean over independent texts.
-    sampling = [_squared_errors([rows[key] for rows in both]) for key in keys]
-    known = [errors / len(datasets) ** 2 for errors in sampling if errors is not None]
-    return _Paired(
-        mean=float(np.mean(list(differences.values()))),
-        interval=difference_interval(differences),
-        n_seeds=len({seed for key in keys for seed in key}),
-        sampling=float(np.mean(known)) if len(known) == len(keys) else None,
-        n_sampled=sum(one[name][keys[0]]["n"] or 0 for name in datasets),
-    )
-
-
-def _squared_errors(rows: Sequence[Row]) -> float | None:
-    """Sum of the squared standard errors that rows' own intervals imply."""
-    if any(row["ci_low"] is None for row in rows):
-        return None
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
-    return sum(((row["ci_high"] - row["ci_low"]) / (2 * z)) ** 2 for row in rows)
-
-
 def _verdict(
-    claim: Claim, compared: _Comparison, found: _Paired | str, unit: str, datasets: Sequence[str | None]
+    claim: Claim, compared: _Comparison, found: Paired | str, unit: str, datasets: Sequence[str | None]
 ) -> Verdict:
     """The row of a difference, or of the reason why there is none."""
-    paired = found if isinstance(found, _Paired) else None
-    low, high, reason = paired.interval if paired else (None, None, str(found))
+    difference = found if isinstance(found, Paired) else None
+    low, high, reason = difference.interval if difference else (None, None, str(found))
     verdict = _finding(claim, low, high)
-    would_decide = _what_would_decide(claim, paired) if verdict == "undecided" else None
-    outcome = f"{difference_text(paired.mean, low, high)}, {verdict}" if paired else verdict
+    would_decide = _what_would_decide(claim, difference) if verdict == "undecided" else None
+    outcome = f"{difference_text(difference.mean, low, high)}, {verdict}" if difference else verdict
     if reason is not None:
         outcome += f" ({reason}); an interval takes {would_decide}"
     elif would_decide is not None:
         outcome += f" at this budget; {would_decide} would decide it if the difference is as found"
+    statement = _claim_text(claim, compared, datasets)
     return Verdict(
         claim=claim.name,
-        sentence=f"{_claim_text(claim, compared, datasets)}: {outcome}.",
+        statement=statement,
+        sentence=f"{statement}: {outcome}.",
         metric=claim.metric,
         subset=claim.subset,
         condition=claim.condition,
@@ -267,11 +216,13 @@ def _verdict(
         variant=compared.variant,
         source=compared.source,
         other=compared.other,
-        difference=paired.mean if paired else None,
+        value=difference.value if difference else None,
+        other_value=difference.other_value if difference else None,
+        difference=difference.mean if difference else None,
         ci_low=low,
         ci_high=high,
         unit=unit,
-        n_seeds=paired.n_seeds if paired else 0,
+        n_seeds=difference.n_seeds if difference else 0,
         reason=reason,
         verdict=verdict,
         would_decide=would_decide,
@@ -297,27 +248,21 @@ def _finding(claim: Claim, low: float | None, high: float | None) -> Finding:
     return "supported" if (low > 0) == claim.higher else "contradicted"
 
 
-def _what_would_decide(claim: Claim, paired: _Paired | None) -> str:
+def _what_would_decide(claim: Claim, found: Paired | None) -> str:
     """Seeds, or tokens where sampling them makes most of the spread; where there is no interval, seeds for one."""
-    if paired is None or paired.interval.low is None:
-        more = paired.n_seeds + 1 if paired else 0
+    if found is None or found.interval.low is None:
+        more = found.n_seeds + 1 if found else 0
         return f"at least {max(3 if claim.of_pairs else 2, more)} seeds of both sources"
-    spread = spread_over_seeds(paired.mean, paired.interval.low, paired.n_seeds)
-    seeds = seeds_to_decide(paired.mean, spread)
+    spread = spread_over_seeds(found.mean, found.interval.low, found.n_seeds)
+    seeds = seeds_to_decide(found.mean, spread)
     if seeds is None:
         return f"more than {MOST_SEEDS:,} seeds"
     answer = f"about {seeds:,} seeds"
-    if paired.sampling is None:
+    if found.sampling is None:
         return answer
-    times = sampling_to_decide(paired.mean, spread, paired.n_seeds, paired.sampling)
+    times = sampling_to_decide(found.mean, spread, found.n_seeds, found.sampling)
     if times is None:
         return answer
     # Two figures: more would look as if it were known.
-    tokens = float(f"{times * paired.n_sampled:.1e}")
-    return f"{answer}, or perhaps {tokens:,.0f} {claim.sampled} instead of {paired.n_sampled:,},"
-
-
-def difference_text(value: float, low: float | None, high: float | None) -> str:
-    """A difference with its sign, and its interval where it has one."""
-    bounds = f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else ""
-    return f"{value:+.4f}{bounds}"
+    tokens = float(f"{times * found.n_sampled:.1e}")
+    return f"{answer}, or perhaps {tokens:,.0f} {claim.sampled} instead of {found.n_sampled:,},"

@@ -1,0 +1,116 @@
+"""What was run: model, texts, SAEs, versions, machine, and the config to run it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.report.tables import NONE, value_text
+
+if TYPE_CHECKING:
+    from sae_faithful.report.run_data import RunData
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One token set, and how typical of the model it is."""
+
+    name: str
+    plugin: str
+    use: str
+    """What it was for in this run."""
+    own: bool
+    """Whether the model wrote it."""
+    train_rows: int | None
+    held_out_rows: int | None
+    context_size: int | None
+    gap: str
+    gap_value: float | None
+    z: str
+    z_value: float | None
+    scored: int | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a reader needs to judge the numbers, or to make them again."""
+
+    model: str
+    facts: list[tuple[str, str]]
+    texts: list[Text]
+    config: str
+    """YAML; empty where the folder has none."""
+
+
+def provenance(run: RunData) -> Provenance:
+    """From the manifest, the cards of the texts and the resolved config."""
+    manifest = run.manifest
+    return Provenance(
+        model=manifest["model"].partition("@")[0],
+        facts=list(_facts(manifest).items()),
+        texts=_texts(run),
+        config=_yaml(run.config),
+    )
+
+
+def _facts(manifest: Row) -> dict[str, str]:
+    """Older runs say less of their machine."""
+    machine = [manifest.get("processor"), manifest.get("gpu") or manifest["device"], manifest.get("machine")]
+    python = manifest.get("python")
+    versions = {**({"Python": python} if python else {}), **manifest["versions"]}
+    baselines = [
+        f"{name} ({', '.join(_options(options))})" for name, options in manifest.get("baselines", {}).items()
+    ]
+    facts = {
+        "Model": manifest["model"],
+        "SAEs": manifest["summary"],
+        "Sources": ", ".join(manifest["sources"]),
+        "Other texts": ", ".join(manifest.get("datasets", ())),
+        "Baselines": "; ".join(baselines),
+        "Evaluators": ", ".join(manifest["evaluators"]),
+        "Machine": ", ".join(str(part) for part in machine if part) + f", {manifest['threads']} threads",
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _options(options: Row) -> list[str]:
+    given = [f"{key} {value}" for key, value in options.items() if key != "plugin" and value is not None]
+    return [options["plugin"], *given]
+
+
+def _texts(run: RunData) -> list[Text]:
+    gaps = {row["dataset"]: row for row in run.rows if row["metric"] == "typicality_gap"}
+    z = {row["dataset"]: row for row in run.rows if row["metric"] == "typicality_z"}
+    names = dict.fromkeys([*run.sources, *run.manifest.get("datasets", ()), *gaps])
+    return [_text(run, name, gaps.get(name), z.get(name)) for name in names]
+
+
+def _text(run: RunData, name: str, gap: Row | None, z: Row | None) -> Text:
+    path = run.folder.data_dir(name) / "card.json"
+    card: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows: Row = card.get("rows", {})
+    use = "trained on" if name in run.sources else "measured on" if card else "for comparison"
+    return Text(
+        name=run.named(name) if name in run.sources else name,
+        plugin=card.get("plugin", ""),
+        use=use,
+        own=name in run.manifest.get("own_text", ()),
+        train_rows=rows.get("train"),
+        held_out_rows=rows.get("held_out"),
+        context_size=card.get("context_size"),
+        gap=NONE if gap is None else value_text(gap),
+        gap_value=None if gap is None else gap["value"],
+        z=NONE if z is None or z["value"] is None else f"{z['value']:+.2f}",
+        z_value=None if z is None else z["value"],
+        scored=None if gap is None else gap["n"],
+    )
+
+
+def _yaml(config: Row) -> str:
+    import yaml
+
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100) if config else ""

@@ -1,0 +1,60 @@
+"""The report's files: `verdicts.jsonl`, `report.md` and `report.html` of a run, or one page for several runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sae_faithful.interfaces import UsageError
+from sae_faithful.report.html import render_page
+from sae_faithful.report.markdown import render
+from sae_faithful.report.run_data import read_runs
+from sae_faithful.run_folder import RunFolder, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def write_report(folder: RunFolder, page: Path | None = None) -> Path:
+    """Write `verdicts.jsonl`, `report.md` and the page from what is in the folder.
+
+    Args:
+        folder: of a finished run.
+        page: where the page goes; none: `report.html` in the folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+    (run,) = read_runs([folder])
+    page = page or folder.html_file
+    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in run.verdicts]
+    write_text(folder.verdicts_file, "".join(lines))
+    write_text(folder.report_file, render(folder))
+    write_text(page, render_page([run]))
+    return page
+
+
+def write_comparison(folders: Sequence[RunFolder], page: Path | None = None) -> Path:
+    """Write one page with several runs side by side; their own reports stay as they are.
+
+    Args:
+        folders: of finished runs, in the order of the page.
+        page: where it goes; none: `comparison.html` in the first folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: a folder holds no finished run, or is there twice.
+    """
+    for number, folder in enumerate(folders):
+        if folder.root.resolve() in (other.root.resolve() for other in folders[:number]):
+            raise UsageError(f"{folder.root} is given twice; a comparison is of different runs")
+    page = page or folders[0].comparison_file
+    write_text(page, render_page(read_runs(folders)))
+    return page
