@@ -86,6 +86,8 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sae_faithful", "sae_faithful_plugins"}
     for marker in ("sae_faithful/py.typed", "sae_faithful_plugins/py.typed"):
         assert marker in names
+    for path in (ROOT / "sae_faithful" / "report" / "page").iterdir():
+        assert f"sae_faithful/report/page/{path.name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
