@@ -127,6 +127,19 @@ class SAEHandle:
                 self.sae.run_time_activation_norm_fn_in(activations.to(self.sae.device, self.sae.dtype))
             return self.sae.decode(latents)
 
+    def contribution(
+        self, latents: Float[torch.Tensor, "... d_sae"], activations: Float[torch.Tensor, "... d_in"]
+    ) -> Float[torch.Tensor, "... d_in"]:
+        """What latents add to a reconstruction beside any others: decode(latents) − decode(0).
+
+        Decoders are affine in the latents, also in SAEs that normalise each input, where it depends on the input.
+
+        Args:
+            latents: those that count, 0 elsewhere.
+            activations: what was encoded, as for `decode`.
+        """
+        return self.decode(latents, activations) - self.decode(latents.new_zeros(latents.shape), activations)
+
 
 def _as_saved(training_sae: Any, scaler: Any) -> Any:
     """What SAELens's runners do at the end of training, on a copy and without the disk."""

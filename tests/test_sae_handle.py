@@ -126,6 +126,26 @@ def test_an_edited_latent_moves_the_reconstruction_along_its_direction(
     torch.testing.assert_close(moved, (2 * handle.W_dec[4]).expand_as(moved))
 
 
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+def test_contributions_of_parts_add_up_to_what_decoding_the_whole_adds(
+    normalize: str, activations: torch.Tensor, tmp_path: Path
+) -> None:
+    """The bias is in none of them, and the norm of each input in all."""
+    import torch
+
+    handle = handle_for(make_sae("standard", normalize_activations=normalize), tmp_path)
+    latents = handle.encode(activations)
+    half = latents.clone()
+    half[..., : D_SAE // 2] = 0
+    rest = latents - half
+    whole = handle.decode(latents, activations)
+    nothing = handle.decode(torch.zeros_like(latents), activations)
+    parts = [handle.contribution(part, activations) for part in (half, rest)]
+    assert all(float(part.abs().max()) > 0.1 for part in (*parts, nothing))
+    torch.testing.assert_close(nothing + parts[0] + parts[1], whole, rtol=1e-4, atol=1e-5)
+    assert not handle.contribution(torch.zeros_like(latents), activations).any()
+
+
 def test_sparse_latents_of_a_live_training_sae_come_out_dense(activations: torch.Tensor) -> None:
     import torch
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig

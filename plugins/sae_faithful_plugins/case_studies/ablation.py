@@ -148,14 +148,10 @@ def contribution(
     vectors: Float[torch.Tensor, "positions d_in"],
     codes: Float[torch.Tensor, "positions d_sae"],
 ) -> Float[torch.Tensor, "positions d_in"]:
-    """What a latent's code adds to each activation: c · f, however the SAE scales it.
-
-    The decoder is affine in the codes, so that this is what it makes of that code alone, less what it makes of none.
-    """
-    nothing = torch.zeros_like(codes)
-    alone = nothing.clone()
+    """What a latent's code adds to each activation: c · f, however the SAE scales it."""
+    alone = torch.zeros_like(codes)
     alone[:, latent] = codes[:, latent]
-    return handle.decode(alone, vectors) - handle.decode(nothing, vectors)
+    return handle.contribution(alone, vectors)
 
 
 class _Edit:

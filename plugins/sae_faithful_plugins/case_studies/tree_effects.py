@@ -165,11 +165,8 @@ class ParentAblation:
         codes = torch.zeros(
             len(here), self.parent.d_sae, dtype=entries.code.dtype, device=self.parent.sae.device
         )
-        nothing = codes.clone()
         codes[torch.arange(len(here)), entries.latent] = entries.code.to(codes.device)
-        # Codes are decoded affinely, so that this is what one adds beside any others, also in SAEs that normalise
-        # each input, where it depends on the input.
-        added = (self.parent.decode(codes, here) - self.parent.decode(nothing, here)).float().cpu()
+        added = self.parent.contribution(codes, here).float().cpu()
 
         def take_away(own: torch.Tensor) -> torch.Tensor:
             places = (pair.to(own.device), entries.position.to(own.device))
