@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sae_faithful.registry import PluginManager, load_plugins
     from sae_faithful.run_folder import cache_dir
     from sae_faithful.runner import PluginTrainingRunner
-    from sae_faithful.sae_handle import SAEHandle
+    from sae_faithful.sae_handle import SAEHandle, name_of_sae
     from sae_faithful.source_request import SourceRequest
     from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
 
@@ -68,6 +68,7 @@ _HOMES = {
     "hash_settings": "hashing",
     "load_plugins": "registry",
     "marked": "detokenizer",
+    "name_of_sae": "sae_handle",
     "register_architectures": "architectures",
     "row_batches": "tokens",
     "run": "experiment",
@@ -103,6 +104,7 @@ __all__ = [
     "hookimpl",
     "load_plugins",
     "marked",
+    "name_of_sae",
     "register_architectures",
     "row_batches",
     "run",

@@ -8,13 +8,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import torch
     from jaxtyping import Float
 
 NORMALISED_BY_INPUT = ("layer_norm", "constant_norm_rescale")
+
+
+def name_of_sae(identity: Mapping[str, Any]) -> str:
+    """`SOURCE, HOOK, VARIANT, seed N`, for people, of anything with those four keys."""
+    return "{source}, {hook}, {variant}, seed {seed}".format_map(identity)
 
 
 @dataclass(eq=False)
@@ -75,6 +80,9 @@ class SAEHandle:
     def key(self) -> tuple[str, str, str, int]:
         """Source, hook, variant and seed."""
         return (self.source, self.hook, self.variant, self.seed)
+
+    def __str__(self) -> str:
+        return name_of_sae(self.identity)
 
     @property
     def d_sae(self) -> int:

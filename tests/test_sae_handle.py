@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sae_faithful import SAEHandle
+from sae_faithful import SAEHandle, name_of_sae
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,6 +187,11 @@ def test_activations_of_another_precision_are_taken(activations: torch.Tensor, t
     assert latents.dtype == torch.float32
     torch.testing.assert_close(latents, handle.encode(half.float()), rtol=0, atol=0)
     assert handle.decode(latents, half).dtype == torch.float32
+
+
+def test_its_name_says_which_it_is_and_reads_nothing(tmp_path: Path) -> None:
+    nowhere = SAEHandle.from_disk(tmp_path, source="web", hook="model.layers.0", variant="base", seed=3)
+    assert str(nowhere) == name_of_sae(nowhere.identity) == "web, model.layers.0, base, seed 3"
 
 
 def test_identity_and_shape_need_no_second_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import Artifact, EvalResult, FeatureTable, marked
+from sae_faithful import Artifact, EvalResult, FeatureTable, marked, name_of_sae
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful_plugins.autointerp.differences import Differences, Kind, Sample
 from sae_faithful_plugins.autointerp.reading import reading
@@ -177,9 +177,8 @@ def _columns(tried: Tried, scored: Sequence[Scored]) -> dict[str, np.ndarray]:
 
 def _text(sae: Document) -> str:
     """The first features of an SAE, which are a random sample of it, as in the paper's Table 1."""
-    place = f"{sae['source']}, {sae['hook']}, {sae['variant']}, seed {sae['seed']}"
     lines = [
-        f"Features of {place}: {sae['n_chosen']} of {sae['n_alive']} alive, "
+        f"Features of {name_of_sae(sae)}: {sae['n_chosen']} of {sae['n_alive']} alive, "
         f"{len(sae['skipped'])} skipped, {sae['n_fragments']} fragments",
         "",
     ]

@@ -100,7 +100,7 @@ def studied(options: CaseStudies, context: EvalContext) -> list[SAEHandle]:
         for handle in found:
             if entry["latent"] >= handle.d_sae:
                 raise UsageError(
-                    f"case_studies: features: {_place(handle)} has no latent {entry['latent']}; it has {handle.d_sae}"
+                    f"case_studies: features: {handle} has no latent {entry['latent']}; it has {handle.d_sae}"
                 )
         chosen |= {id(handle): handle for handle in found}
     return [handle for handle in context.handles if id(handle) in chosen]
@@ -114,7 +114,7 @@ def _fitting(options: CaseStudies, context: EvalContext, entry: Mapping[str, Any
         if all(handle.identity[key] == value for key, value in where.items())
     ]
     if not found:
-        places = "; ".join(_place(handle) for handle in context.handles)
+        places = "; ".join(map(str, context.handles))
         raise UsageError(f"case_studies: features: no SAE is {where}; there are: {places}")
     return found
 
@@ -156,7 +156,7 @@ def choose(options: CaseStudies, context: EvalContext, watched: Sequence[Watched
         else:
             why = _most_selective(options, one)
         if not why:
-            log.warning("case_studies: no feature of %s can be chosen", _place(one.handle))
+            log.warning("case_studies: no feature of %s can be chosen", one.handle)
         studies.append(one.study(why))
     return studies
 
@@ -219,7 +219,3 @@ def _most_selective(options: CaseStudies, one: Watched) -> dict[int, str]:
     (among,) = np.nonzero(one.may_be_chosen(options.max_rate) & (one.n_active > ALIVE))
     order = among[np.lexsort((among, -one.n_active[among], -share[among]))]
     return {int(j): f"{share[j]:.0%} of its activation on one token" for j in order[: options.n_features]}
-
-
-def _place(handle: SAEHandle) -> str:
-    return f"{handle.source}, {handle.hook}, {handle.variant}, seed {handle.seed}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import marked
+from sae_faithful import marked, name_of_sae
 from sae_faithful_plugins.case_studies.unembedding import Unembedded
 
 if TYPE_CHECKING:
@@ -196,8 +196,10 @@ def text(content: Document) -> str:
     """The document to read."""
     lines: list[str] = []
     for sae in content["saes"]:
-        place = f"{sae['source']}, {sae['hook']}, {sae['variant']}, seed {sae['seed']}"
-        lines += [f"Features of {place}; {content['chosen']}; {sae['n_tokens']} held-out tokens.", ""]
+        lines += [
+            f"Features of {name_of_sae(sae)}; {content['chosen']}; {sae['n_tokens']} held-out tokens.",
+            "",
+        ]
         if not sae["features"]:
             lines += ["None can be chosen.", ""]
         for feature in sae["features"]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import Artifact, Detokenizer, marked
+from sae_faithful import Artifact, Detokenizer, marked, name_of_sae
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,8 +84,7 @@ def _contexts(own: OwnText, latent: int, context: EvalContext) -> list[Document]
 
 
 def _lines(sae: Document) -> list[str]:
-    place = f"{sae['source']}, {sae['hook']}, {sae['variant']}, seed {sae['seed']}"
-    head = f"Most fake latents of {place} ({sae['n_fake']} are fake"
+    head = f"Most fake latents of {name_of_sae(sae)} ({sae['n_fake']} are fake"
     if sae["n_fake_and_never_on_text"]:
         head += f", {sae['n_fake_and_never_on_text']} of them never fire on real text"
     lines = [head + "), each with its strongest place in real text:", ""]
