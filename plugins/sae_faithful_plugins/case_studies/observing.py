@@ -127,7 +127,8 @@ def _pass(
         hooks = list(dict.fromkeys(study.handle.hook for study in group))
         widest = max(study.handle.d_sae for study in group)
         at_once = min(TOKENS_PER_FORWARD, LATENTS_PER_BATCH // widest)
-        for rows in row_batches(*group[0].mask.shape, at_once):
+        n_rows, context = group[0].mask.shape
+        for rows in row_batches(n_rows, context, at_once):
             found = model.activations(torch.from_numpy(group[0].ids[rows]), hooks)
             for study in group:
                 activations = found[study.handle.hook]

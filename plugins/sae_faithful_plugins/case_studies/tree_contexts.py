@@ -104,7 +104,8 @@ def find_contexts(
     rows = beginning(text, n_tokens, context_tokens).rows()
     counted = {hook: counting(model, handles[hook], rows) for hook in {feature.hook for feature in features}}
     strongest = {feature: _Strongest() for feature in features}
-    for batch in row_batches(*rows.shape, TOKENS_PER_FORWARD):
+    n_rows, length = rows.shape
+    for batch in row_batches(n_rows, length, TOKENS_PER_FORWARD):
         activations = model.activations(torch.from_numpy(rows[batch]), list(counted))
         for hook, mask in counted.items():
             wanted = [feature for feature in features if feature.hook == hook]

@@ -219,4 +219,5 @@ class ParentAblation:
         return torch.autograd.grad((decoded * gradient.to(decoded.device)).sum(), codes)[0].float().cpu()
 
     def _parts(self) -> Iterator[slice]:
-        return row_batches(*self.contexts.tokens.shape, TOKENS_PER_FORWARD)
+        n_rows, length = self.contexts.tokens.shape
+        return row_batches(n_rows, length, TOKENS_PER_FORWARD)

@@ -272,4 +272,5 @@ def predictions(
 
 
 def _batches(prompts: Prompts, vocab_size: int) -> Iterator[slice]:
-    return row_batches(*prompts.base.shape, min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // vocab_size))
+    n_rows, context = prompts.base.shape
+    return row_batches(n_rows, context, min(TOKENS_PER_FORWARD, LOGITS_PER_FORWARD // vocab_size))
