@@ -54,7 +54,7 @@ HIGHER_IS_BETTER = {
     "benchmark_accuracy": True,
     "benchmark_f1": True,
 }
-"""Which value of a metric is better, as docs/metrics.md says; of any other metric neither is (`l0` is a cost, `alive`
+"""Which value of a metric is better, as docs/evaluators say; of any other metric neither is (`l0` is a cost, `alive`
 depends on how much text there was)."""
 
 

@@ -12,7 +12,7 @@ from sae_faithful.report.differences import HIGHER_IS_BETTER
 from sae_faithful.report.headlines import Cell, Headlines, headlines
 from sae_faithful.report.run_data import read_runs
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -166,16 +166,20 @@ def test_what_claims_are_judged_by_is_there_even_if_no_evaluator_marked_it(
 
 
 def test_directions_are_those_of_the_docs() -> None:
-    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", DOCS.read_text(encoding="utf-8"), re.M | re.S))
+    text = "".join(
+        f"{page.read_text(encoding='utf-8')}\n## \n"
+        for page in [DOCS / "metrics.md", *sorted((DOCS / "evaluators").glob("*.md"))]
+    )
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", text, re.M | re.S))
     said = {
         name: higher == "Higher"
-        for name, text in sections.items()
-        for higher in re.findall(r"\b(Higher|Lower) is (?:better|more reproducible|more interpretable)", text)
+        for name, section in sections.items()
+        for higher in re.findall(
+            r"\b(Higher|Lower) is (?:better|more reproducible|more interpretable)", section
+        )
         if not name.endswith("_borderline")
     }
     # The four ratios of fake_features have theirs in the section's first paragraph.
-    assert "For all ratios the unit is share of latents and lower is better." in DOCS.read_text(
-        encoding="utf-8"
-    )
+    assert "For all ratios the unit is share of latents and lower is better." in text
     ratios = dict.fromkeys(("ffr", "ffr_fire", "ffr_relative", "ffr_contrast"), False)
     assert said | ratios == HIGHER_IS_BETTER

@@ -175,5 +175,5 @@ function allColumns(sae, latent) {
   const rows = featureData().columns.map((name) => [name, columnValue(sae, name, latent)]).filter(([, value]) => value !== null)
     .map(([name, value]) => [name, { show: figures4(value), sort: value }]);
   return rows.length ? section("All numbers", makeTable("All numbers", ["Column", "Value"], rows,
-    "Its columns of features.parquet, rounded to four figures; docs/metrics.md says what each is.")) : null;
+    "Its columns of features.parquet, rounded to four figures; docs/evaluators/ of sae-faithful says what each is.")) : null;
 }
