@@ -10,7 +10,7 @@ import numpy as np
 from sae_faithful import UsageError, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sae_faithful import SourceRequest, TokenSet
 
@@ -33,8 +33,9 @@ class HubDataset:
     """Its configuration."""
     split: str = "train"
     """Which split."""
-    column: str = "text"
-    """The column with the text; a column of token ids (`input_ids`, `tokens`) is taken when there is no such one."""
+    column: str | list[str] = "text"
+    """The column with the text; a column of token ids (`input_ids`, `tokens`) is taken when there is no such one.
+    Of several columns the texts are joined, an empty line between."""
     revision: str | None = None
     """Branch, tag or commit; default: the newest."""
     shuffle: bool = True
@@ -59,16 +60,23 @@ class HubDataset:
         first: dict[str, Any] = next(iter(dataset.take(1)), {})
         if not first:
             raise UsageError(f"hub_dataset '{self.path}', split '{self.split}', is empty")
-        if self.column in first and not isinstance(first[self.column], list):
-            documents = request.tokenize(row[self.column] for row in dataset if row[self.column])
+        columns = [self.column] if isinstance(self.column, str) else self.column
+        if columns and all(name in first and not isinstance(first[name], list) for name in columns):
+            documents = request.tokenize(text for row in dataset if (text := _joined(row, columns)))
         else:
-            column = next((name for name in (self.column, *ID_COLUMNS) if name in first), None)
+            candidates = (*columns, *ID_COLUMNS) if len(columns) == 1 else ()
+            column = next((name for name in candidates if name in first), None)
             if column is None:
+                missing = next((name for name in columns if name not in first), ", ".join(columns))
                 raise UsageError(
-                    f"hub_dataset '{self.path}' has no column '{self.column}'; it has: {', '.join(first)}"
+                    f"hub_dataset '{self.path}' has no column '{missing}' of text; it has: {', '.join(first)}"
                 )
             documents = split_at_bos((row[column] for row in dataset), request.language_model.bos_token_id)
         return request.pack(documents, card={"dataset": self.path, "split": self.split})
+
+
+def _joined(row: dict[str, Any], columns: Sequence[str]) -> str:
+    return "\n\n".join(row[name] for name in columns if row[name])
 
 
 def split_at_bos(rows: Iterable[list[int]], bos_token_id: int) -> Iterator[np.ndarray]:

@@ -154,7 +154,7 @@ def test_the_order_depends_on_the_seed_alone(hub: Hub, load: Callable[..., Token
 def test_a_missing_column_is_an_error_that_lists_the_columns(hub: Hub, load: Callable[..., TokenSet]) -> None:
     hub.rows = [{"title": "w4", "body": "w5"}]
     with pytest.raises(
-        UsageError, match="hub_dataset 'somebody/something' has no column 'text'; it has: title, body"
+        UsageError, match="hub_dataset 'somebody/something' has no column 'text' of text; it has: title, body"
     ):
         load()
 
@@ -181,3 +181,42 @@ def test_without_a_hub_the_real_loader_fails_in_one_line_that_names_the_dataset(
     with pytest.raises(UsageError, match=r"hub_dataset 'nobody/nothing-at-all' cannot be read: .+") as caught:
         load(path="nobody/nothing-at-all")
     assert "\n" not in str(caught.value)
+
+
+def test_several_columns_are_one_text(hub: Hub, load: Callable[..., TokenSet]) -> None:
+    hub.rows = [
+        {"task": "w4", "inputs": "w5", "targets": "w6"},
+        {"task": "w7", "inputs": "", "targets": "w8 w9"},
+        {"task": "", "inputs": None, "targets": ""},
+        {"task": "w10", "inputs": "w11", "targets": "w12"},
+    ]
+    # In the order asked for; what is empty leaves nothing, a row of nothing no document. The last fills no row.
+    assert documents(load(column=["targets", "task"])) == [[6, 4], [8, 9, 7]]
+    assert documents(load(column=["task", "inputs", "targets"])) == [[4, 5, 6], [7, 8, 9], [10, 11, 12]]
+
+
+def test_each_of_several_columns_must_be_there_and_be_text(hub: Hub, load: Callable[..., TokenSet]) -> None:
+    hub.rows = [{"task": "w4", "inputs": [5], "input_ids": [6]}]
+    with pytest.raises(UsageError, match="has no column 'goal' of text; it has: task, inputs, input_ids"):
+        load(column=["task", "goal"])
+    with pytest.raises(UsageError, match="has no column 'task, inputs' of text"):
+        load(column=["task", "inputs"])
+
+
+def test_the_text_between_columns_is_an_empty_line(
+    hub: Hub, make_request: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.rows = [{"inputs": "w4", "targets": "w5 w6"}]
+    request = make_request(seed=7, n_tokens=400, context_size=4)
+    seen: list[str] = []
+    tokenize = type(request).tokenize
+
+    def spy(self: Any, texts: Any) -> Any:
+        texts = list(texts)
+        seen.extend(texts)
+        return tokenize(self, texts)
+
+    monkeypatch.setattr(type(request), "tokenize", spy)
+    options = {"path": "somebody/something", "shuffle": False, "column": ["inputs", "targets"]}
+    load_plugins().create("source", "hub_dataset", options).load(request)
+    assert seen == ["w4\n\nw5 w6"]
