@@ -41,7 +41,7 @@ class _Points:
     latent: NDArray[np.int64]
 
     def __getitem__(self, kept: NDArray[Any]) -> _Points:
-        return _Points(self.series, *(part[kept] for part in (self.own, self.random, self.seed, self.latent)))
+        return _Points(self.series, self.own[kept], self.random[kept], self.seed[kept], self.latent[kept])
 
 
 def firing_rate_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -151,7 +151,7 @@ def _traces(one: _Points, own_floor: float, random_floor: float) -> list[Trace]:
                 "customdata": np.stack([part.seed, part.latent], axis=1),
                 "hovertemplate": f"seed %{{customdata[0]}}, latent %{{customdata[1]}}<br>on text {own}"
                 f"<br>on random tokens {random}<extra>%{{fullData.name}}</extra>",
-                "marker": {"color": look.colour, "symbol": look.symbol, "size": 5, "opacity": 0.5},
+                "marker": {"color": look.colour, "symbol": look.symbol, "size": 5, "opacity": 0.4},
             }
         )
     return traces

@@ -31,7 +31,9 @@ class _Drawn:
 def patching_figures(runs: Sequence[RunData]) -> list[Figure]:
     """Two figures a hook."""
     unpatched = [
-        (run, found["kl_unpatched"]) for run in runs if (found := run.artifact("ioi_patching", "curves"))
+        (run, artifact["kl_unpatched"])
+        for run in runs
+        if (artifact := run.artifact("ioi_patching", "curves"))
     ]
     at_hooks = list(dict.fromkeys(curve["hook"] for run, _ in unpatched for curve in _curves(run)))
     found: list[Figure] = []
