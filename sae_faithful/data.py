@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 TRAIN_FILE = "train.arrow"
 HELD_OUT_FILE = "held_out.arrow"
 CARD_FILE = "card.json"
+TYPICALITY_FILE = "typicality.json"
 
 RANDOM_TOKENS = "uniform_random_tokens"
 RANDOM_ROWS, RANDOM_ROW_TOKENS = 60, 64
@@ -237,6 +238,7 @@ def _write_text(
             "typicality": _plain_gap(gap),
         }
         write_json(partial / CARD_FILE, card)
+        write_json(partial / TYPICALITY_FILE, _by_document(planned.name, gap))
 
 
 def _write_random_tokens_card(config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
@@ -250,6 +252,7 @@ def _write_random_tokens_card(config: TextSettings, model: LanguageModel, folder
     with folder.writing(step) as partial:
         gap = measure_typicality(list(rows), 1, model, rows.size, config.seed)
         write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})
+        write_json(partial / TYPICALITY_FILE, _by_document(RANDOM_TOKENS, gap))
 
 
 def _random_tokens_step(config: TextSettings, model: LanguageModel) -> Step:
@@ -265,4 +268,14 @@ def _plain_gap(gap: TypicalityGap) -> dict[str, Any]:
         "z": gap.z,
         "n_tokens": gap.n_tokens,
         "n_documents": gap.n_documents,
+    }
+
+
+def _by_document(name: str, gap: TypicalityGap) -> dict[str, Any]:
+    """What a distribution over documents is drawn from; in the order of their lengths."""
+    return {
+        "name": name,
+        "unit": "nats/token",
+        "gaps": gap.document_gaps.round(4).tolist(),
+        "n_tokens": gap.document_tokens.tolist(),
     }

@@ -70,9 +70,12 @@ def evaluate(
     """
     steps: dict[str, Step] = {}
     missing: list[PlannedEvaluator] = []
+    named = [planned.name for planned in evaluators]
+    read: dict[str, list[str]] = {}
     for planned in in_reading_order(evaluators):
-        read = {"reads": {name: steps[name].hash for name in planned.reads}} if planned.reads else {}
-        steps[planned.name] = planned.step({**inputs, **read})
+        read[planned.name] = planned.read_among(named)
+        hashes = {name: steps[name].hash for name in read[planned.name]}
+        steps[planned.name] = planned.step({**inputs, **({"reads": hashes} if hashes else {})})
         if folder.finished(steps[planned.name]):
             log.info("results/%s: reused", planned.name)
         else:
@@ -82,7 +85,7 @@ def evaluate(
     for planned in missing:
         log.info("results/%s", planned.name)
         step = steps[planned.name]
-        features = merge_features({name: folder.result_dir(name) for name in planned.reads})
+        features = merge_features({name: folder.result_dir(name) for name in read[planned.name]})
         with folder.writing(step) as partial:
             results = planned.evaluator.evaluate(replace(context, features=features), observers[planned.name])
             _write_results(planned.name, step.hash, results, partial)

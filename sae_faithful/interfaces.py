@@ -116,7 +116,10 @@ class EvalContext:
     seed: int
     """The experiment's seed; derive your own streams from it with `sae_faithful.derive_seed`."""
     features: pd.DataFrame | None = None
-    """In `evaluate`, for an evaluator that has `reads`: the columns of those, as in `features.parquet`."""
+    """In `evaluate`, for an evaluator that has `reads` or `may_read`: the columns of those, as in `features.parquet`.
+
+    None where none of them gave any.
+    """
 
     def handles_at(self, hooks: Sequence[str] = (), variants: Sequence[str] = ()) -> list[SAEHandle]:
         """Those of `handles` at these hooks and of these variants; nothing given means all.
@@ -144,7 +147,8 @@ class Evaluator(Protocol):
     """What is measured. A dataclass whose fields are its options (each with a docstring).
 
     One with an attribute or property `reads`, names of other evaluators, comes after those, is done again when they
-    are, and finds their per-latent columns in `context.features`.
+    are, and finds their per-latent columns in `context.features`. With `may_read` it is the same for those of them that
+    the config runs; the others' columns are not there.
     """
 
     def observers(self, context: EvalContext) -> Sequence[Observer]:

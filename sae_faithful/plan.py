@@ -15,7 +15,7 @@ from sae_faithful.registry import unknown
 from sae_faithful.run_folder import Step, baseline_path, data_path, result_path, sae_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.interfaces import Baseline, Evaluator, Source
@@ -132,6 +132,11 @@ class PlannedEvaluator:
     def reads(self) -> Sequence[str]:
         """Names of the evaluators whose columns it wants."""
         return tuple(getattr(self.evaluator, "reads", ()))
+
+    def read_among(self, names: Collection[str]) -> list[str]:
+        """The evaluators whose columns it is given where these are run: those it reads, those it may read."""
+        may_read = [name for name in getattr(self.evaluator, "may_read", ()) if name in names]
+        return list(dict.fromkeys([*self.reads, *may_read]))
 
     def step(self, inputs: Mapping[str, Any]) -> Step:
         """Step 4 for this evaluator."""
@@ -299,7 +304,8 @@ def in_reading_order(evaluators: Sequence[PlannedEvaluator]) -> list[PlannedEval
                     f"evaluators: {', '.join(named)}"
                 )
     try:
-        order = graphlib.TopologicalSorter({one.name: one.reads for one in evaluators}).static_order()
+        graph = {one.name: one.read_among(named) for one in evaluators}
+        order = graphlib.TopologicalSorter(graph).static_order()
         return [named[name] for name in order]
     except graphlib.CycleError as error:
         raise UsageError(f"evaluators read each other's columns: {' -> '.join(error.args[1])}") from None

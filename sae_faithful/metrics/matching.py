@@ -74,6 +74,18 @@ class Match:
         values[self.cols if side else self.rows] = self.cosine
         return values
 
+    def partner_of(self, side: int) -> Float[np.ndarray, " d_sae"]:
+        """The row of the other side that each row of A (0) or B (1) was matched with; NaN where it matched nothing."""
+        partners = np.full(len(self.nonzero[side]), np.nan)
+        ours, theirs = (self.cols, self.rows) if side else (self.rows, self.cols)
+        partners[ours] = theirs
+        return partners
+
+    def cosines_among(self, a: Weights, b: Weights, subset: str) -> Float[np.ndarray, " pairs"]:
+        """Cosines of the matched pairs of which both have any weight in the subset."""
+        weight_a, weight_b = a.of(subset, self.nonzero[0]), b.of(subset, self.nonzero[1])
+        return self.cosine[(weight_a[self.rows] > 0) & (weight_b[self.cols] > 0)]
+
     def _weighted(self, a: Weights, b: Weights, subset: str, values: np.ndarray) -> float:
         weight_a, weight_b = a.of(subset, self.nonzero[0]), b.of(subset, self.nonzero[1])
         of_a, of_b = weight_a[self.rows], weight_b[self.cols]

@@ -24,7 +24,15 @@ class TypicalityGap:
     z: float
     """Σ(nll − H) / √ΣV: standard normal when the model wrote the text. Grows as √n for any other."""
     n_tokens: int
-    n_documents: int
+    document_gaps: Float[np.ndarray, " documents"]
+    """The gap of each document by itself."""
+    document_tokens: Int[np.ndarray, " documents"]
+    """How many of its tokens were scored."""
+
+    @property
+    def n_documents(self) -> int:
+        """Documents scored."""
+        return len(self.document_gaps)
 
 
 def typicality_gap(
@@ -60,5 +68,6 @@ def typicality_gap(
         interval=ratio_interval(sums, counts),
         z=float(difference.sum() / np.sqrt(max(float(variance.astype(np.float64).sum()), 1e-300))),
         n_tokens=len(difference),
-        n_documents=len(counts),
+        document_gaps=sums / counts,
+        document_tokens=counts.astype(np.int64),
     )

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, derive_seed, hookimpl
+from sae_faithful import Artifact, FeatureTable, derive_seed, hookimpl
 from sae_faithful_plugins.probing.tasks import check_readable, load_task, parse_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sae_faithful import EvalContext, EvalResult, Observer
+    from sae_faithful import EvalContext, EvalResult, Observer, SAEHandle
     from sae_faithful_plugins.probing.fitting import Probe, Reduction
     from sae_faithful_plugins.probing.representations import PooledTexts
     from sae_faithful_plugins.probing.results import Scored
@@ -80,8 +80,8 @@ class Probing:
 
     def evaluate(
         self, context: EvalContext, observers: Sequence[Observer]
-    ) -> Iterator[EvalResult | Artifact]:
-        """Rows of every task; what the tasks were made from; and what the probes chose."""
+    ) -> Iterator[EvalResult | FeatureTable | Artifact]:
+        """Rows and rankings of every task; what the tasks were made from; and what the probes chose."""
         del observers  # there are none
         chosen: dict[str, Any] = {}
         for task in self._loaded:
@@ -107,7 +107,7 @@ class ProbedTask:
         self.scored: Scored
         self._fitted: set[Key] = set()
 
-    def rows(self) -> Iterator[EvalResult]:
+    def rows(self) -> Iterator[EvalResult | FeatureTable]:
         """Everything there is to say about the task."""
         from sae_faithful.metrics.probing import draw_texts
         from sae_faithful_plugins.probing.representations import pool_texts, tokenize
@@ -126,6 +126,7 @@ class ProbedTask:
         for handle in self.context.handles:
             keys[handle.key] = own = self._probes_of_sae(pooled, pooled.keys(handle))
             yield from self.scored.rows_of_sae(handle, own)
+            yield self._ranking(pooled, handle, own["latents"])
         yield from self.scored.rows_of_sources(keys)
 
     def _text_floors(self, ids: Sequence[Sequence[int]]) -> dict[str, Key]:
@@ -158,6 +159,14 @@ class ProbedTask:
             sparse[f"latents,k={k}"] = key = (*keys["latents"], k)
             self._fit(pooled, keys["latents"], key, "select", k)
         return keys | sparse
+
+    def _ranking(self, pooled: PooledTexts, handle: SAEHandle, of: Key) -> FeatureTable:
+        """What k-sparse probes rank the SAE's latents by, on all training texts."""
+        from sae_faithful_plugins.probing.fitting import f_statistics
+
+        train: Any = pooled.matrix(of)[: len(self.task.train)]
+        statistic = f_statistics(train, self.task.train.labels).astype(np.float32)
+        return FeatureTable(handle=handle, columns={f"f_statistic.{self.task.name}": statistic})
 
     def _fit(self, pooled: PooledTexts, of: Key, key: Key, reduction: Reduction = "none", k: int = 0) -> None:
         """One probe, unless another SAE that shares the representation had it fitted."""

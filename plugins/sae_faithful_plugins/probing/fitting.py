@@ -135,9 +135,16 @@ def majority(labels: Int[np.ndarray, " texts"], n_test: int) -> Probe:
 
 
 def rank_columns(rows: Any, labels: Int[np.ndarray, " texts"]) -> Int[np.ndarray, " width"]:
-    """Columns by the F statistic of a one-way analysis of variance between the classes, largest first.
+    """Columns by their F statistic (`f_statistics`), largest first; constant ones last."""
+    statistic = f_statistics(rows, labels)
+    return np.argsort(-np.where(np.isnan(statistic), -1.0, statistic), kind="stable")
 
-    For two classes that is the squared t of the difference of means. Constant columns come last.
+
+def f_statistics(rows: Any, labels: Int[np.ndarray, " texts"]) -> Float[np.ndarray, " width"]:
+    """Each column's F statistic of a one-way analysis of variance between the classes; NaN where it is constant.
+
+    For two classes that is the squared t of the difference of means; no sign says which class has more. Infinite for
+    a column that varies between the classes alone.
     """
     from scipy import sparse
     from sklearn.feature_selection import f_classif
@@ -147,13 +154,13 @@ def rank_columns(rows: Any, labels: Int[np.ndarray, " texts"]) -> Int[np.ndarray
     exact: Any = rows.astype(np.float64)
     sparsely = sparse.issparse(rows)
     variance: np.ndarray = np.asarray(mean_variance_axis(exact, axis=0))[1] if sparsely else exact.var(axis=0)
-    statistic = np.full(exact.shape[1], -1.0)
+    statistic = np.full(exact.shape[1], np.nan)
     varying = np.flatnonzero(variance > 0)
     if len(varying):
         # Infinite where nothing varies within the classes: such a column separates them.
         with np.errstate(divide="ignore"):
             statistic[varying] = f_classif(exact[:, varying], labels)[0]
-    return np.argsort(-statistic, kind="stable")
+    return statistic
 
 
 def _choose_c(

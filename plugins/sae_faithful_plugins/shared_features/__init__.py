@@ -12,6 +12,7 @@ from sae_faithful import Artifact, EvalResult, FeatureTable, derive_seed, hookim
 from sae_faithful.metrics.firing import Exceedances
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful.metrics.matching import Weights
+from sae_faithful_plugins.shared_features.cosines import cosine_counts
 from sae_faithful_plugins.shared_features.pairs import Comparison, Dictionary
 from sae_faithful_plugins.shared_features.rows import (
     HEADLINE,
@@ -87,10 +88,11 @@ class SharedFeatures:
             sources = groups.setdefault((handle.hook, handle.variant), {})
             sources.setdefault(handle.source, []).append(observer)
         sentences: list[str] = []
+        matched: dict[tuple[str, str, str], Comparison] = {}
         for (hook, variant), sources in groups.items():
             for source, members in sources.items():
                 place = {"source": source, "hook": hook, "variant": variant}
-                yield from self._within(context, place, members, sentences)
+                yield from self._within(context, place, members, sentences, matched)
             for source, other in combinations(sources, 2) if self.cross_source else ():
                 if _fitted_once(sources[source]) or _fitted_once(sources[other]):
                     continue
@@ -100,9 +102,18 @@ class SharedFeatures:
             yield from self._in_larger(context, groups)
         if sentences:
             yield Artifact(name="reading", kind="text", content="\n\n".join(sentences))
+        if matched:
+            yield Artifact(
+                name="matched_cosines", kind="json", content=lambda: cosine_counts(matched, self.thresholds)
+            )
 
     def _within(
-        self, context: EvalContext, place: dict[str, Any], members: Sequence[OwnFirings], sentences: list[str]
+        self,
+        context: EvalContext,
+        place: dict[str, Any],
+        members: Sequence[OwnFirings],
+        sentences: list[str],
+        matched: dict[tuple[str, str, str], Comparison],
     ) -> Iterator[EvalResult | FeatureTable]:
         """Every pair of seeds of one source."""
         where = "/".join(place.values())
@@ -116,6 +127,7 @@ class SharedFeatures:
             return
         pairs = list(combinations([member.decoder() for member in members], 2))
         decoder = self._compare(context, pairs, *place.values(), top1=self.top1)
+        matched[place["source"], place["hook"], place["variant"]] = decoder
         rows = list(rows_of(decoder, matched_statistics(self.thresholds), place))
         yield from rows
         sentences += reading(where, "alive SFR", "sfr", rows, len(members))

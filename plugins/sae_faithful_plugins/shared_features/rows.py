@@ -140,19 +140,25 @@ def _mean_row(
 
 
 def stability(comparison: Comparison, handle: SAEHandle) -> FeatureTable:
-    """In which share of the source's other seeds each latent reappears, and its mean matched cosine there."""
-    cosines = np.stack(
-        [
-            pair.match.cosine_of(seeds.index(handle.seed))
-            for seeds, pair in comparison.pairs.items()
-            if handle.seed in seeds
-        ]
-    )
+    """In which share of the source's other seeds each latent reappears, its mean matched cosine there, and as what."""
+    cosines: list[np.ndarray] = []
+    matches: dict[str, np.ndarray] = {}
+    for seeds, pair in comparison.pairs.items():
+        if handle.seed not in seeds:
+            continue
+        side = seeds.index(handle.seed)
+        cosines.append(pair.match.cosine_of(side))
+        partner, other = pair.match.partner_of(side), seeds[1 - side]
+        matches[f"match.seed{other}"] = partner
+        known = np.where(np.isnan(partner), np.nan, cosines[-1])
+        matches[f"matched_cosine.seed{other}"] = known.astype(np.float32)
+    together = np.stack(cosines)
     return FeatureTable(
         handle=handle,
         columns={
-            "stability": _share_above(cosines),
-            "mean_matched_cosine": cosines.mean(axis=0).astype(np.float32),
+            "stability": _share_above(together),
+            "mean_matched_cosine": together.mean(axis=0).astype(np.float32),
+            **matches,
         },
     )
 
