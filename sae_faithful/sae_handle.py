@@ -96,6 +96,12 @@ class SAEHandle:
         return None if told is None else bool(told)
 
     @property
+    def neuronpedia_id(self) -> str | None:
+        """`MODEL/SAE` at Neuronpedia; None where its file does not say."""
+        told = getattr(getattr(self.sae.cfg, "metadata", None), "neuronpedia_id", None)
+        return None if told is None else str(told)
+
+    @property
     def W_dec(self) -> Float[torch.Tensor, "d_sae d_in"]:
         """Decoder directions, one a row, not normalised."""
         return self.sae.W_dec.detach()

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from scipy import stats
 
+from sae_faithful.metrics.direct_path import DirectPath
+
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Bool, Float
 
     from sae_faithful import SAEHandle
-
-NO_MATRIX = "the model's output matrix or final norm is not found"
 
 
 class Agreement(NamedTuple):
@@ -48,17 +48,10 @@ class Unembedded:
             matrix: `LanguageModel.unembedding`.
             max_norm: tokens with rows longer than so many times the median are left out; 0: none.
         """
-        if matrix is None:
-            return NO_MATRIX
-        direction = handle.W_dec[latent].float().to(matrix.device)
-        if len(direction) != matrix.shape[1]:
-            return f"activations have {len(direction)} entries here, what is unembedded has {matrix.shape[1]}"
-        with torch.no_grad():
-            lengths = matrix.norm(dim=1).cpu().numpy()
-            scores = (matrix @ direction).cpu().numpy()
-        typical = float(np.median(lengths))
-        kept = np.ones(len(lengths), bool) if max_norm == 0 else lengths <= max_norm * typical
-        return cls(scores, kept)
+        path = DirectPath.of(matrix, handle.W_dec.shape[1], max_norm)
+        if isinstance(path, str):
+            return path
+        return cls(path.scores(handle.W_dec[latent][None])[0].cpu().numpy(), path.kept)
 
     def agreement(self, effects: Float[np.ndarray, " vocab"]) -> Agreement | None:
         """With the mean effects of an ablation; 1 where it takes away what the direction says. None where one of the

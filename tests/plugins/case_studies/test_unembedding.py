@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from sae_faithful.metrics.direct_path import NO_MATRIX
 from sae_faithful_plugins.case_studies.ablation import Ablation
-from sae_faithful_plugins.case_studies.unembedding import NO_MATRIX, Unembedded
+from sae_faithful_plugins.case_studies.unembedding import Unembedded
 
 WIDTH = 16
 
