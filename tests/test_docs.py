@@ -391,7 +391,7 @@ SCENES = {
     },
     "far text and probes": {
         "sae_seeds": [0, 1, 2],
-        "evaluators": [OOD_SCORE, PROBING, IOI, TOKENS, CASES, EVALUATORS[1]],
+        "evaluators": [OOD_SCORE, PROBING, IOI, TOKENS, CASES, "top_contexts", EVALUATORS[1]],
     },
 }
 # Evaluators whose rarer reasons have a test of their own, with the texts it takes to bring them about.
@@ -488,7 +488,9 @@ def test_every_column_of_features_is_documented(scene_results: dict[str, Any]) -
     assert len(columns) > 5
     for column in columns:
         text = evaluator_page(column.partition(".")[0]).read_text(encoding="utf-8")
-        assert f"`{re.sub(r'[.](faithful|hot)$', '.SOURCE', column)}`" in text
+        general = re.sub(r"[.](faithful|hot)$", ".SOURCE", column)
+        general = re.sub(r"[.]seed\d+$", ".seedK", general)
+        assert f"`{general.replace('.parity', '.TASK')}`" in text
 
 
 def test_only_listed_metrics_lack_an_interval_and_for_the_listed_reason(

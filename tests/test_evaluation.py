@@ -51,12 +51,35 @@ class Largest:
             yield FeatureTable(handle=handle, columns={"number": np.full(handle.d_sae, largest + 1)})
 
 
+@dataclass
+class Perhaps:
+    """The largest number of those that are there; -1 where there are none."""
+
+    reads: list[str] = field(default_factory=list)
+    """Whose numbers it needs."""
+    may_read: list[str] = field(default_factory=lambda: ["numbers", "nobody"])
+    """Whose numbers it takes if there are any."""
+
+    def observers(self, context: Any) -> list[Any]:
+        """None."""
+        return []
+
+    def evaluate(self, context: Any, observers: Any) -> Any:
+        """A row."""
+        there = context.features
+        columns = [] if there is None else [name for name in there if "." in name]
+        assert set(columns) <= {"numbers.number", "largest.number"}
+        largest = float(there[columns].max().max()) if columns else -1.0
+        yield EvalResult(metric="largest", value=largest, unit="things", reason="counted")
+
+
 class Plugin:
     @hookimpl
     def register_evaluators(self, register: Any) -> None:
         register("numbers", Numbers)
         register("largest", Largest)
         register("larger", Largest)
+        register("perhaps", Perhaps)
 
 
 def largest_of(config: dict[str, Any], name: str = "largest") -> float:
@@ -101,6 +124,35 @@ def test_a_reader_is_done_again_when_what_it_read_is(tiny_config: dict[str, Any]
     shutil.rmtree(folder.result_dir("numbers"))
     again = {**config, "evaluators": [{"numbers": {"first": 100}}, "largest"]}
     assert largest_of(again) == tiny_config["sae"]["d_sae"] + 99
+
+
+def test_columns_that_may_be_read_are_there_or_not(tiny_config: dict[str, Any]) -> None:
+    d_sae = tiny_config["sae"]["d_sae"]
+    # Nobody gives any; then somebody does, so that it is done again, wherever it stands; then somebody is gone.
+    for evaluators, largest in (
+        (["perhaps"], -1),
+        (["perhaps", {"numbers": {"first": 5}}], d_sae + 4),
+        (["perhaps"], -1),
+    ):
+        assert largest_of({**tiny_config, "evaluators": evaluators}, "perhaps") == largest
+
+
+def test_some_are_needed_and_others_may_be_read(tiny_config: dict[str, Any]) -> None:
+    both = {"perhaps": {"reads": ["numbers"], "may_read": ["largest", "numbers"]}}
+    config = {**tiny_config, "evaluators": [both, "largest", "numbers"]}
+    assert largest_of(config, "perhaps") == tiny_config["sae"]["d_sae"]
+
+
+def test_what_may_be_read_has_an_order_too(tiny_config: dict[str, Any], tmp_path: Any) -> None:
+    manager = load_plugins()
+    manager.register(Plugin())
+    circle = [{"largest": {"reads": ["perhaps"]}}, {"perhaps": {"may_read": ["largest"]}}]
+    with pytest.raises(UsageError, match="evaluators read each other's columns: "):
+        run(
+            ExperimentConfig.from_dict({**tiny_config, "evaluators": circle}),
+            plugins=manager,
+            output=tmp_path / "none",
+        )
 
 
 @pytest.mark.parametrize(

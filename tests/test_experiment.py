@@ -116,6 +116,15 @@ def test_a_run_leaves_data_saes_results_features_and_a_report(
     assert card["rows"]["train"] == 90
     assert 1 <= card["rows"]["held_out"] <= 10
     assert card["made"]["batch_size"] == 64
+    for where in (folder.data_dir("faithful"), folder.root / "references/uniform_random_tokens"):
+        gap = json.loads((where / "card.json").read_text())["typicality"]
+        by_document = json.loads((where / "typicality.json").read_text())
+        gaps, counts = np.array(by_document["gaps"]), np.array(by_document["n_tokens"])
+        assert (len(gaps), int(counts.sum())) == (gap["n_documents"], gap["n_tokens"])
+        # Gaps are rounded to four decimals.
+        assert (gaps * counts).sum() / counts.sum() == pytest.approx(gap["gap"], abs=1e-4)
+    # No more tokens are scored than was asked for.
+    assert gap["n_tokens"] > 400 >= card["typicality"]["n_tokens"]
     train = TokenSet.open(folder.data_dir("letters") / "train.arrow")
     assert len(train) == 90
 

@@ -23,6 +23,8 @@ def test_gap_and_z_by_hand() -> None:
     )
     assert (found.gap, found.z) == pytest.approx((2 / 3, 1))
     assert (found.n_tokens, found.n_documents) == (3, 2)
+    # Of the document 7, differences 0 and 1; of 9, 1.
+    assert (found.document_gaps.tolist(), found.document_tokens.tolist()) == ([0.5, 1.0], [2, 1])
     assert found.interval == (None, None, "2 sequences; an interval needs at least 50")
 
 

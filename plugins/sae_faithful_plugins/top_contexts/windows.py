@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sae_faithful import row_batches
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -118,16 +120,11 @@ def _fill(tokens: TokenSet, group: Sequence[Windows], model: LanguageModel) -> N
     order = np.flatnonzero(reach)
     order = order[np.argsort(reach[order], kind="stable")]
     hooks = list(dict.fromkeys(one.seen.hook for one in group))
-    start = 0
     with tqdm(total=len(order), desc="top_contexts: rows", leave=False) as progress:
-        while start < len(order):
-            stop = start + 1
-            while stop < len(order) and reach[order[stop]] * (stop + 1 - start) <= TOKENS_PER_FORWARD:
-                stop += 1
-            rows = np.sort(order[start:stop])
+        for part in row_batches(len(order), tokens.context_size, TOKENS_PER_FORWARD):
+            rows = np.sort(order[part])
             ids = np.stack([tokens.rows(int(row), int(row) + 1)[0] for row in rows])
             activations = model.activations(torch.from_numpy(ids[:, : reach[rows].max()]), hooks)
             for one in group:
                 one.encode(rows, activations[one.seen.hook])
             progress.update(len(rows))
-            start = stop

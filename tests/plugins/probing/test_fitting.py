@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sae_faithful_plugins.probing.fitting import fit_probe, fit_text_floor, majority, rank_columns
+from sae_faithful_plugins.probing.fitting import (
+    f_statistics,
+    fit_probe,
+    fit_text_floor,
+    majority,
+    rank_columns,
+)
 
 CS = [1e-4, 1e-2, 1.0]
 
@@ -40,6 +46,17 @@ def test_k_sparse_probes_rank_within_each_fold(monkeypatch: pytest.MonkeyPatch) 
     fit_probe(noise(100, 6), alternating(100), noise(10, 6), cs=CS, seed=0, reduction="select", k=2)
     # Five folds of 100 texts leave 80 to rank on; the last ranking, for the final probe, takes them all.
     assert seen == [80] * 5 + [100]
+
+
+def test_f_statistics_by_hand() -> None:
+    labels = np.array([0, 0, 1, 1])
+    # Means 1 and 4, each value 1 off: between 2·1.5²·2 = 9 with 1 degree, within 4 with 2: F = 9 / 2.
+    rows = np.array([[0, 7, 0, 5], [2, 7, 0, 3], [3, 7, 1, 0], [5, 7, 1, 2]])
+    for matrix in (rows, sparse.csr_matrix(rows)):
+        found = f_statistics(matrix, labels)
+        assert found[[0, 3]] == pytest.approx([4.5, 4.5])  # whichever class has more
+        assert np.isnan(found[1])
+        assert np.isinf(found[2])
 
 
 def test_columns_are_ranked_by_how_well_they_separate() -> None:

@@ -95,6 +95,19 @@ def test_a_planted_concept_is_read_from_latents_that_know_it(measured: Any) -> N
     assert probes["latents/faithful/model.layers.0/main/0/1"]["latents"] == [3]
 
 
+def test_each_latent_has_what_it_is_ranked_by(measured: Any) -> None:
+    column = measured.features.set_index(["source", "seed", "latent"])["it.f_statistic.concept"]
+    knowing, blind = column["faithful", 0], column["news", 0]
+    # It fires on one word of every text of its class, whose lengths differ; nothing else comes near.
+    assert knowing.idxmax() == 3
+    assert knowing[3] > 20 * knowing.drop(3).max() > 0
+    assert blind.drop(3).notna().all()
+    assert np.isnan(blind[3])
+    # The first probe of one latent took the best.
+    probes = json.loads((measured.folder / "artifacts" / "probes.json").read_text())["concept"]
+    assert probes["latents/news/model.layers.0/main/0/1"]["latents"] == [blind.idxmax()]
+
+
 def test_majority(measured: Any) -> None:
     row = measured.row("probe_accuracy", source=None, condition="majority")
     assert row["value"] == 0.5

@@ -74,9 +74,9 @@ def test_the_model_is_run_once_more_on_the_rows_that_are_shown_for_all_saes_at_o
     # Four rows in the pass; of them three are shown, by all three SAEs.
     assert one_hot_model.passes == [(both, 4), (both, 3)]
     assert content["saes"][0]["latents"] == content["saes"][1]["latents"] == content["saes"][2]["latents"]
-    # In small batches it is the same: row 0 is read 5 tokens far, row 2 19 and row 1 30.
+    # In small batches it is the same: rows 0 and 2, which are read 5 and 19 tokens far, then row 1, all of its 30.
     one_hot_model.passes.clear()
-    monkeypatch.setattr(windows, "TOKENS_PER_FORWARD", 40)
+    monkeypatch.setattr(windows, "TOKENS_PER_FORWARD", 60)
     monkeypatch.setattr(windows, "LATENTS_PER_CHUNK", 5)
     assert show(TopContexts(n_latents=1, window=3), handles, TEXT, batch_rows=1) == content
     assert one_hot_model.passes[4:] == [(both, 2), (both, 1)]
