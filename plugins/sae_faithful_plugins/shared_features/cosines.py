@@ -35,8 +35,8 @@ def cosine_counts(
             "all": _counts(comparison.pairs.values(), "all", edges),
             "alive": _counts(comparison.pairs.values(), "alive", edges),
             "n_null_pairs": len(comparison.null),
-            "null": _counts(comparison.null, "all", edges),
-            "null_alive": _counts(comparison.null, "alive", edges),
+            "null": _counts(comparison.null, "all", edges) if comparison.null else None,
+            "null_alive": _counts(comparison.null, "alive", edges) if comparison.null else None,
         }
         for (source, hook, variant), comparison in matched.items()
     ]
