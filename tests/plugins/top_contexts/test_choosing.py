@@ -49,11 +49,11 @@ def test_columns_without_any_number_are_nothing_to_choose_by(one: Callable[..., 
 
 def test_the_most_fake_are_furthest_above_both_bounds(one: Callable[..., Any]) -> None:
     columns = {
-        # .3 - max(.1, 2·.2) = -.1; .2 - max(.1, 2·.01) = .1; .15 - .1 = .05; .9 - 2·.5 = -.1; the last is dead.
-        "rate_random": [0.3, 0.2, 0.15, 0.9, 0.99],
+        # .5 - max(.1, 2·.2) = .1; .22 - max(.1, 2·.01) = .12; .15 - .1 = .05; .9 - 2·.5 = -.1; the last is dead.
+        "rate_random": [0.5, 0.22, 0.15, 0.9, 0.99],
         "rate_own": [0.2, 0.01, 0.0, 0.5, 0.0],
     }
-    assert one({"fake_features": [columns]}) == {1: ["fakest"], 2: ["fakest"]}
+    assert one({"fake_features": [columns]}) == {1: ["fakest"], 0: ["fakest"]}
 
 
 def test_most_stable_go_by_stability_then_cosine_and_orphans_by_cosine_alone(
@@ -97,7 +97,8 @@ def test_matches_in_other_seeds_are_shown_and_theirs_are_not(
     matches = [
         {"match.seed1": [4, NAN, 3, 1, 0], "match.seed7": [3, 3, 3, 3, 3]},
         {"match.seed0": [2, NAN, NAN, NAN, 0]},
-        {}, {},
+        # Of SAEs that there are not: seed 0 has no wide one, and none of the other source.
+        {"match.seed0": [3, 3, 3, 3, 3]}, {"match.seed0": [3, 3, 3, 3, 3]},
     ]  # fmt: skip
     content = show(
         TopContexts(n_latents=2),
