@@ -29,7 +29,7 @@ class TopContexts:
     as far as the evaluators that tell are run; and what matches them in the other seeds.
     """
 
-    may_read: ClassVar[Sequence[str]] = ("shared_features", "fake_features", "probing")
+    may_read: ClassVar[tuple[str, ...]] = ("shared_features", "fake_features", "probing")
     """Whose columns choose."""
 
     n_latents: int = 8
