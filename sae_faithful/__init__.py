@@ -33,11 +33,15 @@ if TYPE_CHECKING:
     )
     from sae_faithful.language_model import LanguageModel
     from sae_faithful.registry import PluginManager, load_plugins
+    from sae_faithful.report.figures import Figure, figures
+    from sae_faithful.report.run_data import RunData, read_run
     from sae_faithful.run_folder import cache_dir
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle, name_of_sae
     from sae_faithful.source_request import SourceRequest
     from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
+    from sae_faithful.wandb_names import logged_names
+    from sae_faithful.wandb_run import WandbRun, open_wandb_run
 
 __version__ = _version("sae-faithful")
 
@@ -52,23 +56,30 @@ _HOMES = {
     "Evaluator": "interfaces",
     "ExperimentConfig": "config",
     "FeatureTable": "interfaces",
+    "Figure": "report.figures",
     "LanguageModel": "language_model",
     "Observer": "interfaces",
     "PluginManager": "registry",
     "PluginTrainingRunner": "runner",
+    "RunData": "report.run_data",
     "RunError": "interfaces",
     "SAEHandle": "sae_handle",
     "Source": "interfaces",
     "SourceRequest": "source_request",
     "TokenSet": "tokens",
     "UsageError": "interfaces",
+    "WandbRun": "wandb_run",
     "cache_dir": "run_folder",
     "derive_seed": "hashing",
+    "figures": "report.figures",
     "hash_file": "hashing",
     "hash_settings": "hashing",
     "load_plugins": "registry",
+    "logged_names": "wandb_names",
     "marked": "detokenizer",
     "name_of_sae": "sae_handle",
+    "open_wandb_run": "wandb_run",
+    "read_run": "report.run_data",
     "register_architectures": "architectures",
     "row_batches": "tokens",
     "run": "experiment",
@@ -86,25 +97,32 @@ __all__ = [
     "Evaluator",
     "ExperimentConfig",
     "FeatureTable",
+    "Figure",
     "LanguageModel",
     "Observer",
     "PluginManager",
     "PluginTrainingRunner",
+    "RunData",
     "RunError",
     "SAEHandle",
     "Source",
     "SourceRequest",
     "TokenSet",
     "UsageError",
+    "WandbRun",
     "__version__",
     "cache_dir",
     "derive_seed",
+    "figures",
     "hash_file",
     "hash_settings",
     "hookimpl",
     "load_plugins",
+    "logged_names",
     "marked",
     "name_of_sae",
+    "open_wandb_run",
+    "read_run",
     "register_architectures",
     "row_batches",
     "run",

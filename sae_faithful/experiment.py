@@ -20,6 +20,7 @@ from sae_faithful.report import write_report
 from sae_faithful.run_folder import RunFolder, write_aside, write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
 from sae_faithful.training import train_source
+from sae_faithful.wandb_run import one_experiment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ def run(
     folder = RunFolder(output or config.output_path or "output")
     folder.check_settings(_steps_by_settings(plan, model))
     _set_threads(config)
-    with folder.locked(), interruption.recorded():
+    with folder.locked(), interruption.recorded(), one_experiment():
         folder.clear_partial()
         texts = prepare_texts(plan, config, model, folder)
         _write_record(config, plan, model, texts, folder)

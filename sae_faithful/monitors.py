@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from sae_faithful.evaluation import checked, observe
 from sae_faithful.interfaces import EvalContext, EvalResult, RunError, UsageError
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
+from sae_faithful.saelens_wandb import logging_to, without_histograms
+from sae_faithful.wandb_names import logged_names
+from sae_faithful.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -107,8 +108,11 @@ class Monitors:
         multi = isinstance(runner, MultiSAETrainingRunner)
         runner.evaluator = self._of_multi if multi else self._of_single
         self._started = time.monotonic()
-        saes = list(runner.saes.values()) if multi else [runner.sae]
-        with _evaluating(runner, saes) if self.watch.evaluators else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if self.watch.evaluators and not runner.cfg.logger.log_to_wandb:
+                # SAELens evaluates only when it logs to W&B.
+                stack.enter_context(without_histograms(runner.saes if multi else {"": runner.sae}))
+                stack.enter_context(logging_to(WandbRun(None), runner, name_of=lambda _: ""))
             yield
         self._training = time.monotonic() - self._started - self.seconds
 
@@ -270,64 +274,6 @@ def read_monitor_rows(folder: Path, source: str) -> list[dict[str, Any]]:
 def times_fired(name: str, fired: int, left_out: int) -> str:
     """How often a monitor fired, in words."""
     return f"{name} {fired}×" + (f" ({left_out} left out for their cost)" if left_out else "")
-
-
-def logged_names(rows: Sequence[EvalResult]) -> list[str]:
-    """`<plugin>/<metric>/<source>/<hook>/<variant>/<seed>` for each row.
-
-    The seed of a pair is `0-1`, that of a mean over the source's SAEs `mean`. What tells rows of one metric
-    apart follows the metric: `.alive`, `[rate>0.1]` where there are several conditions, `@DATASET` where it is
-    not the source's own text.
-    """
-    conditions: dict[tuple[str, str], set[str | None]] = {}
-    for row in rows:
-        conditions.setdefault((row.evaluator, row.metric), set()).add(row.condition)
-    return [_logged_name(row, len(conditions[row.evaluator, row.metric]) > 1) for row in rows]
-
-
-def _logged_name(row: EvalResult, name_condition: bool) -> str:
-    metric = row.metric
-    if row.subset != "all":
-        metric += f".{row.subset}"
-    if name_condition and row.condition:
-        metric += f"[{row.condition}]"
-    if row.dataset not in (None, row.source):
-        metric += f"@{row.dataset}"
-    seed = "mean" if row.seed is None else str(row.seed)
-    if row.other_seed is not None:
-        seed += f"-{row.other_seed}"
-    place = [part for part in (row.source, row.hook, row.variant) if part is not None]
-    # "/" parts panels in W&B.
-    return "/".join([row.evaluator, metric.replace("/", "|"), *place, seed])
-
-
-@contextlib.contextmanager
-def _evaluating(runner: Any, saes: Sequence[Any]) -> Generator[None]:
-    """SAELens evaluates only when it logs to W&B: where it does not, it logs to W&B's disabled mode meanwhile."""
-    logger = runner.cfg.logger
-    if logger.log_to_wandb:
-        yield
-        return
-    import wandb
-    from sae_lens.config import LoggingConfig
-
-    class NowhereConfig(LoggingConfig):
-        def log(self, *args: Any, **kwargs: Any) -> None:
-            """No artifacts: W&B would copy the weights even in its disabled mode."""
-
-    runner.cfg.logger = NowhereConfig(**asdict(replace(logger, log_to_wandb=True)))
-    for sae in saes:
-        # Nobody would see them, and numpy refuses a histogram of norms that are all but equal.
-        sae.log_histograms = dict
-    # Not $WANDB_MODE: W&B reads the environment once a process.
-    silent = functools.partial(wandb.init, mode="disabled")
-    try:
-        with mock.patch.object(wandb, "init", silent):
-            yield
-    finally:
-        for sae in saes:
-            del sae.log_histograms
-        runner.cfg.logger = logger
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import graphlib
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -470,10 +469,6 @@ def _check_saelens_fields(config: ExperimentConfig, *, n_saes: int, packed: bool
     if (config.model_from_pretrained_kwargs or {}).get("token"):
         raise UsageError(
             "model_from_pretrained_kwargs.token would be written into configs and W&B; log in with `hf auth login`"
-        )
-    if config.logger.log_to_wandb and not re.fullmatch(r"[\w./-]+", config.model_name):
-        raise UsageError(
-            f"model_name '{config.model_name}' cannot name a W&B artifact (letters, digits, '.', '_', '-', '/')"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sae_faithful.monitors import Monitors, watch_texts
 from sae_faithful.optimizer import choose_adam
 from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
+from sae_faithful.saelens_wandb import logging_to
 from sae_faithful.training import (
     guard_against_nan,
     initialise,
@@ -24,6 +26,7 @@ from sae_faithful.training import (
     misleading_warnings_silenced,
     run_seeded,
 )
+from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
     from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
@@ -65,6 +68,7 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
                 f"{max(1, len(plan.sources))} sources: use sae_faithful.run"
             )
         planned = plan.saes[0]
+        self._experiment = experiment
         self._monitors: Monitors | None = None
         if override_dataset is None and plan.sources:
             source = plan.sources[0]
@@ -82,10 +86,17 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
 
     def run(self) -> Any:
         """Train and save as SAELens does; returns the trained SAE."""
-        if self._monitors is None:
-            return run_seeded(super(), self.cfg.seed)
-        with self._monitors.attached_to(self):
+        with contextlib.ExitStack() as stack:
+            if self.cfg.logger.log_to_wandb:
+                run = open_wandb_run(self._experiment.to_dict(), job_type="train")
+                stack.enter_context(
+                    logging_to(run, self, name_of=lambda sae: run.artifact_name(sae.get_name()))
+                )
+            if self._monitors is not None:
+                stack.enter_context(self._monitors.attached_to(self))
             sae = run_seeded(super(), self.cfg.seed)
+        if self._monitors is None:
+            return sae
         self._monitors.report_cost()
         if self.cfg.output_path is not None:
             self._monitors.write(Path(self.cfg.output_path) / "monitors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import shutil
 import signal
@@ -15,6 +16,8 @@ from sae_faithful.interfaces import RunError
 from sae_faithful.monitors import Monitors
 from sae_faithful.optimizer import choose_adam
 from sae_faithful.run_folder import PARTIAL_PREFIX
+from sae_faithful.saelens_wandb import logging_to
+from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -85,7 +88,11 @@ def train_source(
         _name_run(runner.cfg, source, config, folder)
         choose_adam(runner, fused=config.fused_adam)
         monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in missing})
-        with contextlib.nullcontext() if monitors is None else monitors.attached_to(runner):
+        with contextlib.ExitStack() as stack:
+            if config.logger.log_to_wandb:
+                stack.enter_context(_logged(runner, source, _trained(runner, missing), folder))
+            if monitors is not None:
+                stack.enter_context(monitors.attached_to(runner))
             run_seeded(runner, config.seed)
     if monitors is not None:
         monitors.report_cost()
@@ -115,7 +122,6 @@ def run_seeded(runner: Any, seed: int) -> Any:
             _signal_handlers_kept(),
             interruption.recorded(),
             misleading_warnings_silenced(),
-            _wandb_closed_on_error(),
             temporary_seed(seed),
         ):
             return runner.run()
@@ -209,6 +215,22 @@ def _shared_fields(runner_config: Any, config: ExperimentConfig) -> dict[str, An
     return {**shared, "logger": dataclasses.replace(config.logger)}
 
 
+def _trained(runner: Any, saes: Sequence[PlannedSAE]) -> dict[str, Any]:
+    """What a runner trains, by name; SAELens makes an SAE of its own of `from_pretrained_path`."""
+    return {saes[0].name: runner.sae} if len(saes) == 1 else dict(runner.saes)
+
+
+@contextlib.contextmanager
+def _logged(runner: Any, source: str, modules: Mapping[str, Any], folder: RunFolder) -> Generator[None]:
+    """A W&B run for one source: its card goes in, SAELens's numbers and SAEs come out."""
+    config = json.loads(folder.config_file.read_text(encoding="utf-8"))
+    run = open_wandb_run(config, job_type="train", part=source, folder=folder.root)
+    run.log_card(source)
+    names = {id(module): run.artifact_name(source, *name.split("/")) for name, module in modules.items()}
+    with logging_to(run, runner, name_of=lambda sae: names[id(sae)]):
+        yield
+
+
 def _name_run(cfg: Any, source: str, config: ExperimentConfig, folder: RunFolder) -> None:
     """Give this source's run its own name in W&B and its own place for checkpoints."""
     logger = cfg.logger
@@ -261,16 +283,3 @@ def misleading_warnings_silenced() -> Generator[None]:
             yield
     finally:
         logger.removeFilter(is_other)
-
-
-@contextlib.contextmanager
-def _wandb_closed_on_error() -> Generator[None]:
-    """SAELens finishes its W&B run only when training ends well; the next source would write into it."""
-    try:
-        yield
-    except BaseException:
-        import wandb
-
-        if wandb.run is not None:
-            wandb.finish(exit_code=1)
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("SAE_FAITHFUL_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A machine without a W&B account, in W&B's offline mode; runs are below `wandb/` of this folder."""
+    import wandb
+
+    # W&B keeps the environment of the process's first run.
+    wandb.teardown()
+    folder = tmp_path / "wandb_home"
+    folder.mkdir()
+    for name in ("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setenv("NETRC", str(folder / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield folder
+    wandb.teardown()
 
 
 @pytest.fixture(scope="session")

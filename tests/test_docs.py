@@ -310,6 +310,8 @@ def test_command_of_a_page_exists(line: str) -> None:
         benchmarks = re.findall(r"^BENCHMARKS := (.+)$", makefile, re.M)[0].split()
         assert all((ROOT / f"tests/benchmarks/{name}.py").exists() for name in benchmarks)
         assert set(arguments) <= {*targets, *(f"bench-{name}" for name in benchmarks)}
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file()
     else:
         assert (program, arguments[0]) == ("pip", "install")
         for package in [one for one in arguments[1:] if not one.startswith("--")]:

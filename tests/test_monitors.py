@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from sae_faithful import EvalResult, ExperimentConfig, PluginTrainingRunner, UsageError, run
-from sae_faithful.monitors import Monitors, Watch, logged_names
+from sae_faithful.monitors import Monitors, Watch
+from sae_faithful.wandb_names import logged_names
 
 MONITORS = ["fake_features", "shared_features", "reconstruction", "ood_score"]
 HOOK = "model.layers.0"

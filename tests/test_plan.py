@@ -12,7 +12,6 @@ from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from sae_faithful import SourceRequest, TokenSet
     from sae_faithful.plan import Plan
@@ -372,16 +371,6 @@ def test_a_token_for_the_hub_is_refused_before_it_is_written_anywhere(tiny_confi
     with pytest.raises(UsageError, match=r"model_from_pretrained_kwargs\.token would be written") as caught:
         plan_of(tiny_config, model_from_pretrained_kwargs={"token": "hf_secret"})
     assert "hf_secret" not in str(caught.value)
-
-
-def test_a_model_name_that_wandb_refuses_is_refused_at_once(
-    tiny_config: dict[str, Any], tmp_path: Path
-) -> None:
-    copy = tmp_path / "tiny:llama"
-    copy.symlink_to(tiny_config["model_name"])
-    with pytest.raises(UsageError, match=r"tiny:llama' cannot name a W&B artifact"):
-        plan_of(tiny_config, model_name=str(copy), logger={"log_to_wandb": True})
-    assert plan_of(tiny_config, model_name=str(copy), logger={"log_to_wandb": False}).saes
 
 
 def test_resuming_from_a_saelens_checkpoint_is_refused(tiny_config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.rows import rows_of
 from sae_faithful.report.verdicts import judge
+from sae_faithful.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sae_faithful.report.verdicts import Verdict
-    from sae_faithful.run_folder import RunFolder
 
 Row = dict[str, Any]
 
@@ -67,6 +67,15 @@ class RunData:
     def artifact(self, evaluator: str, name: str) -> Any:
         """A JSON document that an evaluator wrote; None where it wrote none of that name."""
         return _json(self.folder.result_dir(evaluator) / "artifacts" / f"{name}.json")
+
+
+def read_run(root: Path | str) -> RunData:
+    """The run in one folder, for a plugin that publishes it.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+    return read_runs([RunFolder(root)])[0]
 
 
 def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
