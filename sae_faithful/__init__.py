@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sae_faithful.run_folder import cache_dir
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle, name_of_sae
+    from sae_faithful.smaller_sae import keep_latents
     from sae_faithful.source_request import SourceRequest
     from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
     from sae_faithful.wandb_names import logged_names
@@ -74,6 +75,7 @@ _HOMES = {
     "figures": "report.figures",
     "hash_file": "hashing",
     "hash_settings": "hashing",
+    "keep_latents": "smaller_sae",
     "load_plugins": "registry",
     "logged_names": "wandb_names",
     "marked": "detokenizer",
@@ -117,6 +119,7 @@ __all__ = [
     "hash_file",
     "hash_settings",
     "hookimpl",
+    "keep_latents",
     "load_plugins",
     "logged_names",
     "marked",
