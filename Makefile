@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step
 
-.PHONY: install quickstart cunningham2023 test lint docs docs-serve kill-tests $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -46,8 +46,19 @@ docs: install
 docs-serve: install
 	$(BIN)/mkdocs serve
 
+# A browser for the tests of report.html: Debian's, where that can be installed. They skip without one, but not in CI.
+chromium:
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome; do \
+		if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium fonts-dejavu-core >/dev/null && exit 0; \
+	fi; \
+	echo "no Chromium for the tests of report.html: install one (Debian: apt-get install chromium) or name it in CHROMIUM"
+
 # A process a core and one thread in each: PyTorch's threads wait for each other where tests share cores.
-test: lint
+test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Longer than `make test` should be: more kill points.
