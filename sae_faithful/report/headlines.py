@@ -205,8 +205,10 @@ def _better_than(row: Row, index: _Index, run: RunData) -> Iterable[str]:
         if other == row["source"]:
             continue
         difference = index.difference(row, other)
-        if isinstance(difference, str) or difference.interval.low is None or difference.interval.high is None:
+        if isinstance(difference, str):
             continue
         low, high, _ = difference.interval
+        if low is None or high is None:
+            continue
         if low > 0 if higher else high < 0:
             yield f"{run.named(other)} ({difference_text(difference.mean, low, high)})"

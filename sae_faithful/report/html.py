@@ -72,6 +72,7 @@ def render_page(runs: Sequence[RunData]) -> str:
         claimed=CLAIMED,
         remark=remark,
         bar=_bar,
+        higher_is_better=HIGHER_IS_BETTER,
         table=table,
         provenance=[provenance(run) for run in runs],
         sections={name: (title, own) for name, title in SECTIONS.items()
@@ -133,13 +134,18 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=_shown,
     )
-    environment.filters.update(
-        difference=_difference, number=number_text, pieces=pieces_of, thousands=lambda value: f"{value:,}"
-    )
-    environment.globals.update(higher_is_better=HIGHER_IS_BETTER)
+    filters: dict[str, Any] = {
+        "difference": _difference, "number": number_text, "pieces": pieces_of, "thousands": "{:,}".format,
+    }  # fmt: skip
+    environment.filters.update(filters)
     return environment
+
+
+def _shown(value: object) -> object:
+    # Markup, which is what macros and this page's own files are, has been through this or is no text from outside.
+    return visible(value) if type(value) is str else value
 
 
 def _difference(verdict: Verdict) -> str:
