@@ -37,7 +37,7 @@ SMALLER = {
     "k=32": "k=8",
     "k: 32": "k: 8",
     "training_tokens=8_000": "training_tokens=2_000",
-    "training_tokens: 20_000": "training_tokens: 2_000",
+    "training_tokens: 100_000": "training_tokens: 2_000",
     "n_tokens: 8_000": "n_tokens: 2_000",
     "n_tokens: 10_000}": "n_tokens: 1_000}",
     "=1024": "=256",

@@ -112,7 +112,12 @@ def options_table(cls: type[Any], fields: Iterable[dataclasses.Field[Any]], head
 
 def plugin_options(plugins: PluginManager, kind: str, name: str) -> str:
     """The options of a source, evaluator or baseline; of an evaluator also how it is as a monitor."""
-    cls = bundled(plugins, kind)[name].offered
+    found = bundled(plugins, kind)
+    if name not in found:
+        sys.exit(
+            f"a page is for the {kind} '{name}', which is not installed; after a new entry point: make install"
+        )
+    cls = found[name].offered
     fields = [field for field in dataclasses.fields(cls) if field.init]
     made = options_table(cls, fields)
     if kind == "evaluator":
