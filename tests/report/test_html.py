@@ -167,7 +167,10 @@ def test_hostile_text_stays_text(number: Any, write_run: Any) -> None:
     assert not {"\u202e", "\x00", "\u2028"} & set(text)
     assert SHOWN in page.text["h1"]
     assert page.text["main"].count(SHOWN) > 8
-    found = json.loads(re.findall(r'id="features-data">(.*?)</script>', text, re.S)[0])
+    embedded = re.findall(r'type="application/json" id="[a-z]+-data">(.*?)</script>', text, re.S)
+    assert len(embedded) == 3
+    assert not any(set("<>&") & set(document) for document in embedded)
+    found = json.loads(embedded[2])
     (sae,) = found["saes"]
     assert (sae["source"], sae["pages"]["0"]["contexts"][0]["tokens"][0]) == (HOSTILE, HOSTILE)
     text.encode()
