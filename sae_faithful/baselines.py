@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import numpy as np
 from sae_faithful import directions_sae, interruption
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import RunError
+from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json
 from sae_faithful.sae_handle import SAEHandle
+from sae_faithful.timings import took
 from sae_faithful.tokens import special_token_mask
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ def fit_baselines(
         if baselines:
             log.info("baselines/%s: reused", source)
         return
+    begun = time.monotonic()
     hooks = list(dict.fromkeys(one.hook for one in missing))
     drawn = draw_activations(source, tokens, hooks, config, model)
     for planned in missing:
@@ -73,6 +77,7 @@ def fit_baselines(
         with folder.writing(step) as partial:
             metadata = _metadata(planned.hook, config, model, dataset_path)
             _fit(planned, step.path, drawn[planned.hook], metadata, config, partial)
+    took(f"baselines/{source}", time.monotonic() - begun)
 
 
 def baseline_handle(
@@ -108,7 +113,6 @@ def draw_activations(
         RunError: they are not finite.
     """
     import torch
-    from tqdm import tqdm
 
     rng = np.random.default_rng(derive_seed(config.seed, "baselines", source, "rows"))
     kept = np.zeros(tokens.context_size, bool)
@@ -118,9 +122,8 @@ def draw_activations(
     order = rng.permutation(len(tokens))
     ids = tokens.rows()
     batch_rows = config.store_batch_size_prompts
-    with tqdm(total=left, desc=f"activations of {source} for baselines", leave=False) as progress:
+    with Progress(f"activations of {source} for baselines", left, "tokens") as progress:
         for start in range(0, len(order), batch_rows):
-            interruption.check()
             rows = ids[order[start : start + batch_rows]]
             mask = torch.from_numpy(special_token_mask(rows, model.special_token_ids) & kept)
             activations = model.activations(torch.from_numpy(rows), hooks)

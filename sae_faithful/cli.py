@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sae_faithful import __version__
+from sae_faithful import __version__, progress
 from sae_faithful.interfaces import RunError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from sae_faithful.run_folder import RunFolder
 
@@ -47,17 +50,21 @@ def main(debug: bool, quiet: bool) -> None:
 
     Example: sae-faithful run examples/quickstart.yaml --output runs/quickstart
     """
-    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    if quiet:
+        click.get_current_context().with_resource(_nothing_but_errors())
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("sae_faithful")
     logger.handlers = [handler]
-    logger.setLevel(level)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.propagate = False
 
 
 def config_arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """FILE, --output and --set: what every command on a config takes."""
+    """FILE, --output, --set and --dry-run: what every command on a config takes."""
+    command = click.option(
+        "--dry-run", is_flag=True, help="Print the plan with its estimates of time and memory; do nothing."
+    )(command)
     command = click.option(
         "--set",
         "overrides",
@@ -73,7 +80,7 @@ def config_arguments(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @config_arguments
-def run(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
+def run(file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Run the whole experiment in FILE: data, SAEs, measurements, report.
 
     Finished steps are kept: run it again after an interruption, or with more sources, seeds or evaluators.
@@ -82,10 +89,13 @@ def run(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
     """
     from sae_faithful.report import terminal_table
 
-    folder = _run(file, output, overrides, "results")
-    click.echo(terminal_table(folder))
+    folder = _run(file, output, overrides, "results", dry_run)
+    if folder is None:
+        return
+    if not _quiet():
+        click.echo(f"{terminal_table(folder)}\n")
     click.echo(
-        f"\nresults: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}"
+        f"results: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}"
         f"\nto look at: {folder.html_file.as_uri()}"
     )
 
@@ -95,7 +105,12 @@ def run(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--push-to-hub", "repository", metavar="REPO", help="Send the dataset to the Hugging Face hub.")
 @click.option("--source", "name", help="Which source to send, where the config has several.")
 def generate(
-    file: Path, output: Path | None, overrides: tuple[str, ...], repository: str | None, name: str | None
+    file: Path,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    repository: str | None,
+    name: str | None,
 ) -> None:
     """Make just the datasets of FILE.
 
@@ -107,7 +122,9 @@ def generate(
     if repository is not None and (sources := list(ExperimentConfig.from_file(file, overrides).sources)):
         # Before hours of generation, not after.
         name = source_to_push(sources, name)
-    folder = _run(file, output, overrides, "data")
+    folder = _run(file, output, overrides, "data", dry_run)
+    if folder is None:
+        return
     for path in sorted(folder.root.glob("data/*/card.json")):
         click.echo(f"data: {path.parent}")
     if repository is not None:
@@ -116,13 +133,14 @@ def generate(
 
 @main.command()
 @config_arguments
-def train(file: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
+def train(file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Make the datasets and SAEs of FILE, without measuring them.
 
     Example: sae-faithful train examples/quickstart.yaml --output runs/quickstart
     """
-    folder = _run(file, output, overrides, "saes")
-    click.echo(f"SAEs: {folder.root / 'saes'}")
+    folder = _run(file, output, overrides, "saes", dry_run)
+    if folder is not None:
+        click.echo(f"SAEs: {folder.root / 'saes'}")
 
 
 @main.command()
@@ -274,8 +292,37 @@ def _close_progress_bars() -> None:
         bar.close()
 
 
-def _run(file: Path, output: Path | None, overrides: tuple[str, ...], until: str) -> RunFolder:
+def _run(
+    file: Path, output: Path | None, overrides: tuple[str, ...], until: str, dry_run: bool
+) -> RunFolder | None:
+    """The folder of what was done; None where it was only planned."""
+    from sae_faithful import experiment
     from sae_faithful.config import ExperimentConfig
-    from sae_faithful.experiment import run as run_experiment
 
-    return run_experiment(ExperimentConfig.from_file(file, overrides), output=output, until=until)
+    config = ExperimentConfig.from_file(file, overrides)
+    if dry_run:
+        click.echo(experiment.dry_run(config, output=output, until=until))
+        return None
+    return experiment.run(config, output=output, until=until)
+
+
+def _quiet() -> bool:
+    return bool(click.get_current_context().find_root().params["quiet"])
+
+
+@contextlib.contextmanager
+def _nothing_but_errors() -> Generator[None]:
+    """What `--quiet` asks for, of every library."""
+    disabled, wandb_silent = logging.root.manager.disable, os.environ.get("WANDB_SILENT")
+    logging.disable(logging.WARNING)
+    os.environ["WANDB_SILENT"] = "true"
+    try:
+        with progress.silenced(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if wandb_silent is None:
+            del os.environ["WANDB_SILENT"]
+        else:
+            os.environ["WANDB_SILENT"] = wandb_silent

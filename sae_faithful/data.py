@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import interruption
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import EvalResult, RunError
 from sae_faithful.metrics.typicality import TypicalityGap, typicality_gap
+from sae_faithful.progress import Progress
 from sae_faithful.run_folder import Step, cache_dir, write_json
 from sae_faithful.source_request import SourceRequest
+from sae_faithful.timings import timed
 from sae_faithful.tokens import TokenSet
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def prepare_texts(
             log.info("data/%s: reused", planned.name)
         else:
             log.info("data/%s: %s tokens from %s", planned.name, f"{planned.n_tokens:,}", planned.plugin)
-            _write_text(planned, config, model, folder, step)
+            with timed(f"data/{planned.name}"):
+                _write_text(planned, config, model, folder, step)
         texts[planned.name] = open_text(folder.data_dir(planned.name))
     if plan.texts:
         _write_random_tokens_card(config, model, folder)
@@ -119,7 +121,7 @@ def typicality_results(
     """The typicality gaps on the cards of every text and of uniform random tokens, as rows of results."""
     steps = [text.step(model.identity) for text in plan.texts]
     if steps:
-        steps.append(_random_tokens_step(config, model))
+        steps.append(random_tokens_step(config, model))
     rows: list[EvalResult] = []
     for step in steps:
         card = json.loads((folder.root / step.path / CARD_FILE).read_text())
@@ -142,7 +144,12 @@ def typicality_results(
 
 
 def measure_typicality(
-    documents: Sequence[np.ndarray], prompt_length: int, model: LanguageModel, n_tokens: int, seed: int
+    documents: Sequence[np.ndarray],
+    prompt_length: int,
+    model: LanguageModel,
+    n_tokens: int,
+    seed: int,
+    name: str = "a text",
 ) -> TypicalityGap:
     """Score up to `n_tokens` tokens of whole documents, drawn at random, by fresh forward passes.
 
@@ -165,8 +172,8 @@ def measure_typicality(
     chosen.sort(key=len)
     parts: list[tuple[np.ndarray, ...]] = []
     start = 0
+    progress = Progress(f"typicality of {name}", len(chosen), "documents")
     while start < len(chosen):
-        interruption.check()
         size = max(1, TOKENS_PER_FORWARD // len(chosen[min(start + 1, len(chosen) - 1)]))
         batch = chosen[start : start + size]
         parts += [
@@ -174,6 +181,8 @@ def measure_typicality(
             for i, scores in enumerate(_score(batch, prompt_length, model))
         ]
         start += len(batch)
+        progress.update(len(batch))
+    progress.close()
     surprise, entropy, variance, document = (np.concatenate(column) for column in zip(*parts, strict=True))
     return typicality_gap(surprise, entropy, variance, document)
 
@@ -225,6 +234,7 @@ def _write_text(
             model,
             config.typicality_tokens,
             derive_seed(config.seed, "typicality", planned.name),
+            planned.name,
         )
         card = {
             "name": planned.name,
@@ -242,20 +252,21 @@ def _write_text(
 
 
 def _write_random_tokens_card(config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
-    step = _random_tokens_step(config, model)
+    step = random_tokens_step(config, model)
     if folder.finished(step):
         return
     rng = np.random.default_rng(derive_seed(config.seed, "typicality", RANDOM_TOKENS))
     rows = model.random_rows(
         RANDOM_ROWS, min(RANDOM_ROW_TOKENS, model.context_limit or RANDOM_ROW_TOKENS), rng
     )
-    with folder.writing(step) as partial:
-        gap = measure_typicality(list(rows), 1, model, rows.size, config.seed)
+    with timed(step.path), folder.writing(step) as partial:
+        gap = measure_typicality(list(rows), 1, model, rows.size, config.seed, "random tokens")
         write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})
         write_json(partial / TYPICALITY_FILE, _by_document(RANDOM_TOKENS, gap))
 
 
-def _random_tokens_step(config: TextSettings, model: LanguageModel) -> Step:
+def random_tokens_step(config: TextSettings, model: LanguageModel) -> Step:
+    """The reference beside every text: its typicality gap is measured once a run folder."""
     return Step(f"references/{RANDOM_TOKENS}", {"seed": config.seed}, {"model": model.identity})
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import interruption
 from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError
 from sae_faithful.plan import in_reading_order
+from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json, write_text
+from sae_faithful.steps import evaluator_steps
+from sae_faithful.timings import PASSES, took
 from sae_faithful.tokens import special_token_mask
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from sae_faithful.interfaces import EvalContext, Observer
     from sae_faithful.plan import PlannedEvaluator
-    from sae_faithful.run_folder import RunFolder, Step
+    from sae_faithful.run_folder import RunFolder
     from sae_faithful.sae_handle import SAEHandle
     from sae_faithful.tokens import TokenSet
 
@@ -68,27 +71,29 @@ def evaluate(
     Raises:
         RunError: an evaluator yields something that is no result (the evaluator is named).
     """
-    steps: dict[str, Step] = {}
+    steps = evaluator_steps(evaluators, inputs)
     missing: list[PlannedEvaluator] = []
-    named = [planned.name for planned in evaluators]
-    read: dict[str, list[str]] = {}
+    names = [planned.name for planned in evaluators]
     for planned in in_reading_order(evaluators):
-        read[planned.name] = planned.read_among(named)
-        hashes = {name: steps[name].hash for name in read[planned.name]}
-        steps[planned.name] = planned.step({**inputs, **({"reads": hashes} if hashes else {})})
         if folder.finished(steps[planned.name]):
             log.info("results/%s: reused", planned.name)
         else:
             missing.append(planned)
     observers = {planned.name: list(planned.evaluator.observers(context)) for planned in missing}
-    observe([one for group in observers.values() for one in group], context, batch_rows, seqpos_slice)
+    begun = time.monotonic()
+    spent = observe([one for group in observers.values() for one in group], context, batch_rows, seqpos_slice)
+    of_evaluator = {name: sum(spent.get(id(one), 0.0) for one in group) for name, group in observers.items()}
+    if spent:
+        took(PASSES, time.monotonic() - begun - sum(of_evaluator.values()))
     for planned in missing:
         log.info("results/%s", planned.name)
+        begun = time.monotonic()
         step = steps[planned.name]
-        features = merge_features({name: folder.result_dir(name) for name in read[planned.name]})
+        features = merge_features({name: folder.result_dir(name) for name in planned.read_among(names)})
         with folder.writing(step) as partial:
             results = planned.evaluator.evaluate(replace(context, features=features), observers[planned.name])
             _write_results(planned.name, step.hash, results, partial)
+        took(step.path, time.monotonic() - begun + of_evaluator[planned.name])
 
 
 def observe(
@@ -96,15 +101,20 @@ def observe(
     context: EvalContext,
     batch_rows: int,
     seqpos_slice: tuple[int | None, ...] = (None,),
-    *,
-    progress: bool = True,
-) -> None:
-    """Show every observer its token set at its hook: one pass of the model a token set, for all hooks in it."""
+) -> dict[int, float]:
+    """Show every observer its token set at its hook: one pass of the model a token set, for all hooks in it.
+
+    Returns:
+        Seconds that each observer's `update` took, by the observer's `id`. The first that asks for an SAE's latents
+        pays for them.
+    """
+    spent: dict[int, float] = {}
     groups: dict[int, list[Observer]] = {}
     for observer in observers:
         groups.setdefault(id(observer.tokens), []).append(observer)
     for group in groups.values():
-        _observe_tokens(group[0].tokens, group, context, batch_rows, seqpos_slice, progress)
+        spent |= _observe_tokens(group[0].tokens, group, context, batch_rows, seqpos_slice)
+    return spent
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -131,10 +141,8 @@ def _observe_tokens(
     context: EvalContext,
     batch_rows: int,
     seqpos_slice: tuple[int | None, ...],
-    progress: bool,
-) -> None:
+) -> dict[int, float]:
     import torch
-    from tqdm import tqdm
 
     hooks = list(dict.fromkeys(observer.hook for observer in observers))
     widest = max((handle.d_sae for handle in context.handles), default=1)
@@ -142,25 +150,26 @@ def _observe_tokens(
     names = {id(held_out): name for name, held_out in context.held_out.items()}
     kept = np.zeros(tokens.context_size, bool)
     kept[slice(*seqpos_slice)] = True
-    for start in tqdm(
-        range(0, len(tokens), rows),
-        desc=f"measuring on {names.get(id(tokens), 'generated tokens')}",
-        leave=False,
-        disable=not progress,
-    ):
-        interruption.check()
-        ids = tokens.rows(start, start + rows)
-        mask = special_token_mask(ids, context.language_model.special_token_ids) & kept
-        batch_tokens = torch.from_numpy(ids)
-        activations = context.language_model.activations(batch_tokens, hooks)
-        for hook in hooks:
-            device = activations[hook].device
-            batch = Batch(
-                batch_tokens.to(device), torch.from_numpy(mask).to(device), activations[hook], start
-            )
-            for observer in observers:
-                if observer.hook == hook:
-                    observer.update(batch)
+    spent = {id(observer): 0.0 for observer in observers}
+    text = names.get(id(tokens), "generated tokens")
+    with Progress(f"measuring on {text}", len(tokens)) as progress:
+        for start in range(0, len(tokens), rows):
+            ids = tokens.rows(start, start + rows)
+            mask = special_token_mask(ids, context.language_model.special_token_ids) & kept
+            batch_tokens = torch.from_numpy(ids)
+            activations = context.language_model.activations(batch_tokens, hooks)
+            for hook in hooks:
+                device = activations[hook].device
+                batch = Batch(
+                    batch_tokens.to(device), torch.from_numpy(mask).to(device), activations[hook], start
+                )
+                for observer in observers:
+                    if observer.hook == hook:
+                        begun = time.monotonic()
+                        observer.update(batch)
+                        spent[id(observer)] += time.monotonic() - begun
+            progress.update(len(ids))
+    return spent
 
 
 def _write_results(

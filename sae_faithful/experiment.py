@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING
 
 from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
 from sae_faithful.baselines import baseline_handle, fit_baselines
 from sae_faithful.data import Text, prepare_texts, typicality_results
 from sae_faithful.environment import environment
+from sae_faithful.estimates import estimate
 from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
-from sae_faithful.interfaces import EvalContext, UsageError
+from sae_faithful.interfaces import EvalContext, ModelUnreadable, UsageError
 from sae_faithful.language_model import LanguageModel
+from sae_faithful.model_source import may_be_on_hub
 from sae_faithful.monitors import evaluation_rows, watch_texts
 from sae_faithful.plan import Plan, make_plan
+from sae_faithful.plan_text import plan_text
+from sae_faithful.progress import exactly, libraries_as_well
 from sae_faithful.registry import load_plugins
 from sae_faithful.report import write_report
 from sae_faithful.run_folder import RunFolder, write_aside, write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
+from sae_faithful.stand_ins import UnreadableModel
+from sae_faithful.steps import (
+    baseline_inputs,
+    evaluation_inputs,
+    steps_by_settings,
+    training_inputs,
+)
+from sae_faithful.timings import REPORT, Timings, kept, timed
 from sae_faithful.training import train_source
 from sae_faithful.wandb_run import one_experiment
 
@@ -32,7 +45,8 @@ if TYPE_CHECKING:
     from sae_faithful.registry import PluginManager
     from sae_faithful.run_folder import Step
 
-ESTIMATED_NORMS = ("expected_average_only_in", "covariance_whitening")
+log = logging.getLogger(__name__)
+
 STOPS = ("data", "saes", "results")
 
 
@@ -64,23 +78,85 @@ def run(
     model = LanguageModel.from_config(config, config.hook_names, override_model)
     plan = make_plan(config, plugins, model)
     folder = RunFolder(output or config.output_path or "output")
-    folder.check_settings(_steps_by_settings(plan, model))
+    folder.check_settings(steps_by_settings(plan, model))
     _set_threads(config)
-    with folder.locked(), interruption.recorded(), one_experiment():
-        folder.clear_partial()
-        texts = prepare_texts(plan, config, model, folder)
-        _write_record(config, plan, model, texts, folder)
-        if until == "data":
-            return folder
-        measured = _train(plan, config, model, texts, folder)
-        if until == "saes":
-            return folder
-        measured |= _fit_baselines(plan, config, model, texts, folder)
-        _evaluate(plan, config, model, texts, measured, folder)
+    with interruption.recorded(), libraries_as_well():
+        timings = _announce(plan, config, model, folder, until)
+        with folder.locked(), kept(timings), one_experiment():
+            folder.clear_partial()
+            _do(plan, config, model, folder, plugins, until)
+        log.info("run: took %s", exactly(sum(timings.seconds.values())))
+    return folder
+
+
+def dry_run(
+    config: ExperimentConfig,
+    *,
+    output: Path | str | None = None,
+    plugins: PluginManager | None = None,
+    override_model: HookedRootModule | None = None,
+    until: str = "results",
+) -> str:
+    """The plan of `run` with the same arguments, as it is shown; nothing is done and nothing written.
+
+    A model that has to be downloaded or converted is, into its cache, so that the machine's speed can be measured;
+    where it cannot be had, the plan says so and everything else is checked.
+
+    Raises:
+        UsageError: as `run`.
+    """
+    plugins = plugins or load_plugins()
+    register_architectures(plugins)
+    model = LanguageModel.from_config(config, config.hook_names, override_model)
+    try:
+        plan = make_plan(config, plugins, model)
+    except ModelUnreadable as error:
+        if not may_be_on_hub(model.name):
+            raise
+        model = UnreadableModel(
+            name=model.name, class_name=model.class_name, hooks=model.hooks, reason=str(error)
+        )
+        plan = make_plan(config, plugins, model)
+    folder = RunFolder(output or config.output_path or "output")
+    folder.check_settings(steps_by_settings(plan, model))
+    _set_threads(config)
+    with libraries_as_well():
+        return plan_text(estimate(plan, config, model, folder, until), config, folder)
+
+
+def _announce(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, until: str
+) -> Timings:
+    """Show the plan, where anybody listens: to measure takes seconds."""
+    if not log.isEnabledFor(logging.INFO):
+        return Timings(folder.timings_file)
+    made = estimate(plan, config, model, folder, until)
+    log.info("%s", plan_text(made, config, folder))
+    return Timings(folder.timings_file, made.expected, made.facts)
+
+
+def _do(
+    plan: Plan,
+    config: ExperimentConfig,
+    model: LanguageModel,
+    folder: RunFolder,
+    plugins: PluginManager,
+    until: str,
+) -> None:
+    """The five steps."""
+    texts = prepare_texts(plan, config, model, folder)
+    _write_record(config, plan, model, texts, folder)
+    if until == "data":
+        return
+    measured = _train(plan, config, model, texts, folder)
+    if until == "saes":
+        return
+    measured |= _fit_baselines(plan, config, model, texts, folder)
+    _evaluate(plan, config, model, texts, measured, folder)
+    with timed(REPORT):
         collect_results(plan, config, model, folder)
         write_report(folder)
         plugins.hook.publish(run_folder=folder.root)
-    return folder
 
 
 def _train(
@@ -88,7 +164,7 @@ def _train(
 ) -> dict[str, tuple[Step, SAEHandle]]:
     """Step 2, and of step 3 a handle for every SAE on disk, by its path."""
     trained: dict[str, tuple[Step, SAEHandle]] = {}
-    for source, dataset_path, inputs in _training_inputs(plan, model):
+    for source, dataset_path, inputs in training_inputs(plan, model):
         tokens = texts[source].train if source in texts else None
         held_out = {name: text.held_out for name, text in texts.items()}
         watch = watch_texts(plan, config, model, held_out) if source in texts else None
@@ -115,7 +191,7 @@ def _fit_baselines(
     for text in plan.sources if plan.baselines else ():
         train = texts[text.name].train
         assert train is not None  # it is a source
-        inputs = {"data": text.step(model.identity).hash, "model": model.identity}
+        inputs = baseline_inputs(text, model)
         fit_baselines(text.name, plan.baselines, config, model, folder, inputs, train, text.plugin)
         for planned in plan.baselines:
             step = planned.step(text.name, inputs)
@@ -139,11 +215,7 @@ def _evaluate(
         language_model=model,
         seed=config.seed,
     )
-    inputs = {
-        "model": model.identity,
-        "saes": {path: step.hash for path, (step, _) in measured.items()},
-        "data": {text.name: text.step(model.identity).hash for text in plan.texts},
-    }
+    inputs = evaluation_inputs(plan, model)
     evaluate(plan.evaluators, context, folder, inputs, evaluation_rows(config), config.seqpos_slice)
 
 
@@ -159,36 +231,6 @@ def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, fold
         folder.features_file.unlink(missing_ok=True)
     else:
         write_aside(folder.features_file, lambda path: features.to_parquet(path, index=False))
-
-
-def _training_inputs(plan: Plan, model: LanguageModel) -> list[tuple[str, str, dict[str, Any]]]:
-    """For each source: its name, the dataset path its SAEs name, and what determines its data."""
-    # SAEs that estimate a norm draw batches from the stream they share with the others.
-    shared = {"estimates_norm": any(sae.config.normalize_activations in ESTIMATED_NORMS for sae in plan.saes)}
-    if plan.stock_dataset is not None:
-        name = plan.stock_dataset.strip("/").replace("/", "--")
-        return [
-            (
-                name,
-                plan.stock_dataset,
-                {"dataset_path": plan.stock_dataset, "model": model.identity, **shared},
-            )
-        ]
-    return [
-        (text.name, text.plugin, {"data": text.step(model.identity).hash, "model": model.identity, **shared})
-        for text in plan.sources
-    ]
-
-
-def _steps_by_settings(plan: Plan, model: LanguageModel) -> list[Step]:
-    """Every step of the plan, as far as the user's settings go."""
-    sources = [source for source, _, _ in _training_inputs(plan, model)]
-    return [
-        *(text.step(model.identity) for text in plan.texts),
-        *(sae.step(source, {}) for source in sources for sae in plan.saes),
-        *(baseline.step(source, {}) for source in sources for baseline in plan.baselines),
-        *(evaluator.step({}) for evaluator in plan.evaluators),
-    ]
 
 
 def _set_threads(config: ExperimentConfig) -> None:

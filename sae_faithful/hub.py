@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sae_faithful.data import TRAIN_FILE, open_text
 from sae_faithful.interfaces import RunError, UsageError
 from sae_faithful.model_source import tokenizer_on_hub
+from sae_faithful.progress import draws_bars
 from sae_faithful.registry import unknown
 from sae_faithful.report.run_data import read_runs
 from sae_faithful.report.sae_card import sae_card, stored_saes
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from sae_faithful.report.sae_card import StoredSAE
     from sae_faithful.run_folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 TOKENIZATION_FILE = "sae_lens.json"
 """SAELens loads the tokenizer it names, to check that the dataset was tokenised for the model it is given to."""
@@ -141,9 +139,7 @@ def _upload(saes: Sequence[StoredSAE], card: str, repository: str) -> None:
             for file in SAE_FILES:
                 if (sae.folder / file).exists():
                     (staged[sae.name] / file).symlink_to(sae.folder / file)
-        upload_saes_to_huggingface(
-            staged, repository, show_progress=log.isEnabledFor(logging.INFO), add_default_readme=False
-        )
+        upload_saes_to_huggingface(staged, repository, show_progress=draws_bars(), add_default_readme=False)
     # Last: it says that they are there.
     HfApi().upload_file(
         path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repository, commit_message="Card"

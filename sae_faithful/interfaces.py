@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     import pandas as pd
@@ -22,17 +22,60 @@ class UsageError(ValueError):
     """What the user gave is wrong: shown as one line that names the value and the choices; exit code 2."""
 
 
+class ModelUnreadable(UsageError):
+    """A model's files cannot be had: there are none of that name, or no way to them."""
+
+
 class RunError(RuntimeError):
     """A run cannot go on: shown as one line that names the part at fault; exit code 1."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where tokens come from. A dataclass whose fields are its options (each with a docstring)."""
+    """Where tokens come from. A dataclass whose fields are its options (each with a docstring).
+
+    One with a method `work(request)` says what `load` will cost: a `Work`.
+    """
 
     def load(self, request: SourceRequest) -> TokenSet:
         """Return `request.n_tokens` tokens in rows of `request.context_size`, or as many as there are."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A piece of work that is done once, and timed, to say how long many of it will take."""
+
+    run: Callable[[], object]
+    """Takes a second at most; leaves nothing behind. Random numbers may be drawn: the state is put back."""
+    times: float
+    """How many of it the real work amounts to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a source or an evaluator will do, in things whose speed is measured when a run begins.
+
+    What a plugin's optional method `work` returns: `Source.work(request)`, `Evaluator.work(context)`.
+    """
+
+    passes: Mapping[str, Sequence[SAEHandle]] = field(default_factory=dict[str, "Sequence[SAEHandle]"])
+    """Held-out texts that observers see, with the SAEs whose latents they ask for there. What several evaluators
+    see counts once."""
+    texts: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Tokens of texts of its own that observers see, by a name that `passes` may use."""
+    forward_tokens: float = 0
+    """Tokens of other forwards, up to the last hook."""
+    encoded_tokens: float = 0
+    """Tokens × SAEs that are encoded apart from `passes`."""
+    logit_tokens: float = 0
+    """Tokens of whole forwards, with a log-softmax of the logits."""
+    trials: Sequence[Trial] = ()
+    """What else takes time on this machine."""
+    seconds: float = 0
+    """What takes its time on any machine: a server's replies, say."""
+    at_least: bool = False
+    """Whether there is more to it that is known only when it is done."""
 
 
 Sign = Literal["relu", "split", "signed"]
@@ -142,6 +185,14 @@ class EvalContext:
         ]
 
 
+def own_texts(context: EvalContext) -> dict[str, list[SAEHandle]]:
+    """For `Work.passes`: each source's text with the SAEs that were trained on it."""
+    texts: dict[str, list[SAEHandle]] = {}
+    for handle in context.handles:
+        texts.setdefault(handle.source, []).append(handle)
+    return texts
+
+
 @runtime_checkable
 class Evaluator(Protocol):
     """What is measured. A dataclass whose fields are its options (each with a docstring).
@@ -149,6 +200,9 @@ class Evaluator(Protocol):
     One with an attribute or property `reads`, names of other evaluators, comes after those, is done again when they
     are, and finds their per-latent columns in `context.features`. With `may_read` it is the same for those of them that
     the config runs; the others' columns are not there.
+
+    One with a method `work(context)` says what it will cost: a `Work`. Texts of that context are stand-ins that know
+    their length and nothing else, and SAEs know their size.
     """
 
     def observers(self, context: EvalContext) -> Sequence[Observer]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.hashing import hash_file, hash_settings
-from sae_faithful.interfaces import UsageError
+from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.run_folder import cache_dir
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ def load_tokenizer(name: str, class_name: str) -> Any:
     where, options = _readable(name)
     if class_name == "HookedTransformer":
         where = _transformer_lens_config(name).tokenizer_name
-    return _or_usage_error(name, AutoTokenizer.from_pretrained, where, **options)
+    try:
+        return _or_usage_error(name, AutoTokenizer.from_pretrained, where, **options)
+    except UsageError as error:
+        # Where its files are missing it may be any kind of error.
+        raise ModelUnreadable(str(error)) from error
 
 
 def tokenizer_on_hub(name: str, class_name: str) -> str | None:
@@ -241,4 +245,11 @@ def _or_usage_error(name: str, load: Callable[..., Any], *args: Any, **options: 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         # TransformerLens lists its hundreds of models.
         reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" ...")
-        raise UsageError(f"model_name '{name}' cannot be read: {reason}") from error
+        kind = ModelUnreadable if isinstance(error, OSError) else UsageError
+        raise kind(f"model_name '{name}' cannot be read: {reason}") from error
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name that cannot be read may only be out of reach."""
+    is_path = name.startswith((PACKAGE_PREFIX, "/", ".", "~")) or Path(name).expanduser().exists()
+    return not is_path and name.count("/") <= 1

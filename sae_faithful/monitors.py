@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.evaluation import checked, observe
 from sae_faithful.interfaces import EvalContext, EvalResult, RunError, UsageError
+from sae_faithful.progress import silenced
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
 from sae_faithful.saelens_wandb import logging_to, without_histograms
@@ -134,7 +135,7 @@ class Monitors:
         due = self._due()
         if not due:
             return {}
-        with _paused(data_provider), _random_state_kept():
+        with _paused(data_provider), random_state_kept(), silenced():
             rows = self._fire(due, saes, activation_scalers)
         self.rows += [{"call": self._calls, **asdict(row)} for row in rows]
         return {name: row.value for name, row in zip(logged_names(rows), rows, strict=True)}
@@ -221,10 +222,8 @@ class Monitors:
             seed=watch.seed,
         )
         observers = {planned.name: self._observers(planned, context) for planned in due}
-        observe(
-            [one for group in observers.values() for one in group or ()],
-            context, watch.batch_rows, watch.seqpos_slice, progress=False,
-        )  # fmt: skip
+        every = [one for group in observers.values() for one in group or ()]
+        observe(every, context, watch.batch_rows, watch.seqpos_slice)
         shared = (time.monotonic() - begun) / len(due)
         rows: list[EvalResult] = []
         for planned in due:
@@ -288,7 +287,7 @@ def _paused(data_provider: Any) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _random_state_kept() -> Generator[None]:
+def random_state_kept() -> Generator[None]:
     """Whatever an evaluator draws from the global generators, training draws what it would have drawn."""
     import random
 

@@ -61,6 +61,11 @@ class RunFolder:
         return self.root / "manifest.json"
 
     @property
+    def timings_file(self) -> Path:
+        """How long each step took, and how long it was expected to take."""
+        return self.root / "timings.json"
+
+    @property
     def results_file(self) -> Path:
         """Every evaluator's rows."""
         return self.root / "results.jsonl"

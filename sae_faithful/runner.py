@@ -20,6 +20,7 @@ from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
 from sae_faithful.saelens_wandb import logging_to
 from sae_faithful.training import (
+    bars_as_ours,
     guard_against_nan,
     initialise,
     mark_random_init,
@@ -87,6 +88,7 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
     def run(self) -> Any:
         """Train and save as SAELens does; returns the trained SAE."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(bars_as_ours("training"))
             if self.cfg.logger.log_to_wandb:
                 run = open_wandb_run(self._experiment.to_dict(), job_type="train")
                 stack.enter_context(

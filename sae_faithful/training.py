@@ -10,17 +10,20 @@ import shutil
 import signal
 import warnings
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
 from sae_faithful.monitors import Monitors
 from sae_faithful.optimizer import choose_adam
+from sae_faithful.progress import Progress
 from sae_faithful.run_folder import PARTIAL_PREFIX
 from sae_faithful.saelens_wandb import logging_to
+from sae_faithful.timings import timed
 from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -93,6 +96,8 @@ def train_source(
                 stack.enter_context(_logged(runner, source, _trained(runner, missing), folder))
             if monitors is not None:
                 stack.enter_context(monitors.attached_to(runner))
+            stack.enter_context(bars_as_ours(f"training {source}"))
+            stack.enter_context(timed(f"saes/{source}"))
             run_seeded(runner, config.seed)
     if monitors is not None:
         monitors.report_cost()
@@ -252,6 +257,43 @@ def _keep(
             shutil.copy(shared, trained)
         folder.adopt(trained, sae.step(source, inputs))
     shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def bars_as_ours(what: str) -> Generator[None]:
+    """SAELens's bars of training follow our rules: lines in a log file, nothing when silenced, every step counted.
+
+    Theirs move once in 100 steps, and write into a log file as they do on a terminal.
+    """
+    from sae_lens.training import activation_scaler, activations_store, multi_sae_trainer, sae_trainer
+
+    def bar(total: int, initial: int = 0, **_: Any) -> Progress:
+        return Progress(what, total, "tokens", done=initial)
+
+    def loop(batches: Iterable[Any], **_: Any) -> Generator[Any]:
+        batches = list(batches)
+        with Progress(f"{what}: estimating the norm", len(batches), "batches") as progress:
+            for batch in batches:
+                yield batch
+                progress.update()
+
+    def moved(trainer: Any, outputs: Any, pbar: Progress, update_interval: int = 100) -> None:
+        pbar.update(trainer.n_training_samples - pbar.done)
+        # To read a loss waits for the device.
+        if pbar.draws and trainer.n_training_steps % update_interval == 0:
+            losses = [
+                one.loss.item() for one in (outputs.values() if isinstance(outputs, dict) else [outputs])
+            ]
+            pbar.note(f"loss {sum(losses) / len(losses):.4g}")
+
+    with contextlib.ExitStack() as stack:
+        for module, of_module in (
+            (sae_trainer, bar), (multi_sae_trainer, bar), (activations_store, bar), (activation_scaler, loop),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(module, "tqdm", of_module))
+        for trainer in (sae_trainer.SAETrainer, multi_sae_trainer.MultiSAETrainer):
+            stack.enter_context(mock.patch.object(trainer, "_update_pbar", moved))
+        yield
 
 
 @contextlib.contextmanager

@@ -481,7 +481,7 @@ def test_an_interrupted_run_says_so_and_goes_on_where_it_was(
     drawn = first.stat().st_mtime_ns
     assert not (folder / "data" / "faithful").exists()
 
-    code, stderr = interrupt(arguments, lambda said: b"Training Multi-SAE" in said, tmp_path)
+    code, stderr = interrupt(arguments, lambda said: b"saes/faithful: training 2 SAEs" in said, tmp_path)
     assert code == 130, stderr
     assert stderr.decode().splitlines()[-1] == GO_ON
     assert b"Traceback" not in stderr

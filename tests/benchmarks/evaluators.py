@@ -147,7 +147,7 @@ def measure(context: EvalContext, options: argparse.Namespace) -> dict[str, list
         for name, setting in SETTINGS.items():
             observers = FakeFeatures(n_tokens=options.tokens, **setting).observers(context)
             steps[f"floor, {name}"] = partial(floor, passes_of(observers, context), model, rows)
-            steps[f"ours, {name}"] = partial(observe, observers, context, rows, progress=False)
+            steps[f"ours, {name}"] = partial(observe, observers, context, rows)
         if not options.skip_reference:
             steps["reference"] = partial(reference, sequences, context.handles, model)
         for step, call in steps.items():
@@ -173,7 +173,7 @@ def after_the_pass(
     context = EvalContext(handles=handles, held_out=held_out, sources=SOURCES, language_model=model, seed=0)
     evaluator = FakeFeatures(n_tokens=MAX_CLUSTERS * 7, **setting)
     observers = evaluator.observers(context)
-    observe(observers, context, options.rows * options.context // 8, progress=False)
+    observe(observers, context, options.rows * options.context // 8)
     return timed(lambda: list(evaluator.evaluate(context, observers)), options)
 
 

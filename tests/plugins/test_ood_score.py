@@ -282,7 +282,7 @@ def test_flaw_vectors_come_from_every_document_and_none_comes_twice(
         language_model=one_hot_model, seed=7,
     )  # fmt: skip
     (observer,) = OODScore(scores=["knn"]).observers(context)
-    observe([observer], context, batch_rows=7, progress=False)
+    observe([observer], context, batch_rows=7)
     found = {half: observer.of_half(half).vectors.argmax(axis=1) for half in ("first", "second")}
     for drawn in found.values():
         # 30 documents of each half, every token of each once.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sae_faithful import Detokenizer, UsageError, derive_seed, hookimpl
+from sae_faithful import Detokenizer, UsageError, Work, derive_seed, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sae_faithful import Artifact, EvalContext, EvalResult, FeatureTable, TokenSet
+    from sae_faithful import Artifact, EvalContext, EvalResult, FeatureTable, SAEHandle, TokenSet
     from sae_faithful_plugins.autointerp.assistants import Assistant
     from sae_faithful_plugins.autointerp.fragments import Fragments
     from sae_faithful_plugins.autointerp.judging import Judge
@@ -110,6 +110,25 @@ class Autointerp:
     @property
     def _asking(self) -> list[str]:
         return [score for score in self.scores if score != "token_set"]
+
+    def work(self, context: EvalContext) -> Work:
+        """Two passes over the fragments; what a language model is asked comes on top, known once there are latents."""
+        texts: dict[str, int] = {}
+        passes: dict[str, list[SAEHandle]] = {}
+        for handle in context.handles:
+            text = self.dataset or handle.source
+            tokens = min(self.n_fragments * (self.fragment_tokens + 1), context.held_out[text].n_tokens)
+            texts[f"fragments of {text}"] = tokens
+            passes.setdefault(f"fragments of {text}", []).append(handle)
+        again = sum(texts.values())
+        encoded = sum(texts[name] * len(handles) for name, handles in passes.items())
+        return Work(
+            texts=texts,
+            passes=passes,
+            forward_tokens=again,
+            encoded_tokens=encoded,
+            at_least=bool(self._asking),
+        )
 
     def observers(self, context: EvalContext) -> list[Fragments]:
         """The first pass over fragments, for every SAE whose text has any.

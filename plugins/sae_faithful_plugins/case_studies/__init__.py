@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from sae_faithful import Artifact, Detokenizer, FeatureTable, derive_seed, hookimpl
+from sae_faithful import Artifact, Detokenizer, FeatureTable, Work, derive_seed, hookimpl, own_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +106,28 @@ class CaseStudies:
     def reads(self) -> Sequence[str]:
         """The evaluator whose column chooses."""
         return [] if self.column is None else [self.column.partition(".")[0]]
+
+    def work(self, context: EvalContext) -> Work:
+        """At least: two forwards for each context of an ablation, and the parents of the first feature of each tree."""
+        handles = [
+            handle
+            for handle in context.handles_at(self.hooks, self.variants)
+            if (self.baselines or self.variants or handle.kind != "baseline")
+            and (self.seeds == "all" or handle.seed == context.handles[0].seed)
+        ]
+        features = len(self.features) or self.n_features * len(handles)
+        size = next(iter(context.held_out.values())).context_size
+        row = min(self.context_tokens or size, size)
+        n_hooks = len({handle.hook for handle in context.handles})
+        # Every ablated parent is active in about a fifth of the contexts.
+        of_tree = self.tree_candidates * self.tree_contexts / 5 * row / 2 if n_hooks > 1 else 0
+        return Work(
+            passes=own_texts(replace(context, handles=handles)),
+            logit_tokens=2 * features * self.n_contexts * row,
+            forward_tokens=features * of_tree,
+            encoded_tokens=features * of_tree,
+            at_least=True,
+        )
 
     def observers(self, context: EvalContext) -> list[Watched]:
         """For each SAE that is studied, what its features are chosen by.

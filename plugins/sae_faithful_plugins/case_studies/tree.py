@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sae_faithful import derive_seed
+from sae_faithful import Progress, derive_seed
 from sae_faithful_plugins.case_studies.tree_contexts import Feature, counting, find_contexts
 from sae_faithful_plugins.case_studies.tree_effects import ParentAblation
 from sae_faithful_plugins.case_studies.tree_nodes import (
@@ -146,15 +146,13 @@ class _Growth:
 
     def grow(self, roots: Sequence[Feature]) -> dict[Feature, Node]:
         """All nodes that are reached, level by level; each is looked at once."""
-        from tqdm import tqdm
-
         nodes: dict[Feature, Node] = {}
         level = list(dict.fromkeys(roots))
         while level:
-            for feature, contexts in tqdm(
-                self._contexts(level).items(), desc="case_studies: causal trees", leave=False
-            ):
-                nodes[feature] = self._node(feature, contexts)
+            with Progress("case_studies: causal trees", len(level), "features") as progress:
+                for feature, contexts in self._contexts(level).items():
+                    nodes[feature] = self._node(feature, contexts)
+                    progress.update()
             reached = [edge.parent for feature in level for edge in nodes[feature].parents]
             level = [feature for feature in dict.fromkeys(reached) if feature not in nodes]
         return nodes

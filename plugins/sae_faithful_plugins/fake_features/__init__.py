@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sae_faithful import FeatureTable, hookimpl
+from sae_faithful import FeatureTable, Work, hookimpl, own_texts
 from sae_faithful.metrics.fake_ratio import Criterion
 from sae_faithful_plugins.fake_features.contexts import fake_latents
 from sae_faithful_plugins.fake_features.counting import (
@@ -68,6 +68,22 @@ class FakeFeatures:
             raise ValueError("taus: give at least one")
         if self.activation < 0:
             raise ValueError(f"activation: {self.activation} is below 0, where no latent fires")
+
+    def work(self, context: EvalContext) -> Work:
+        """Each SAE on its own text and on tokens without meaning; with baselines a random SAE for each variant."""
+        own = own_texts(context)
+        texts = {"random tokens": self.n_tokens}
+        passes = {**own, "random tokens": context.handles}
+        random_saes = 0
+        for source, handles in own.items() if self.baselines else ():
+            name = f"shuffled {source}"
+            texts[name] = min(self.n_tokens, context.held_out[source].n_tokens)
+            passes[name] = handles
+            variants = {(handle.hook, handle.variant) for handle in handles}
+            random_saes += len(variants) * context.held_out[source].n_tokens
+        if self.baselines:
+            random_saes += self.n_tokens * len({(one.hook, one.d_sae) for one in context.handles})
+        return Work(passes=passes, texts=texts, encoded_tokens=random_saes)
 
     def observers(self, context: EvalContext) -> list[OwnText | Meaningless]:
         """For each SAE, its firings on its own held-out text and on tokens that mean nothing."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, FeatureTable, derive_seed, hash_file, hookimpl
+from sae_faithful import Artifact, FeatureTable, Work, derive_seed, hash_file, hookimpl
 from sae_faithful_plugins.ioi_patching.prompts import Pair, draw_ioi, read_pairs, tokenize_pairs
+from sae_faithful_plugins.ioi_patching.selection import set_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from sae_faithful_plugins.ioi_patching.prompts import TokenPair
 
 log = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 16
+"""About so many has a prompt of `ioi`, BOS included; for an estimate."""
 
 
 @hookimpl
@@ -82,6 +86,20 @@ class IOIPatching:
             path = Path(self.pairs).expanduser()
             read_pairs(path)
             self.pairs_hash = hash_file(path)
+
+    def work(self, context: EvalContext) -> Work:
+        """At least: candidates are tried twice each, more often where removing one makes others cheaper."""
+        handles = context.handles_at(self.hooks, self.variants)
+        places = {(handle.source, handle.hook) for handle in handles}
+        series = len(handles) + sum(len(self._compared(context, *place)) for place in places)
+        tries = 1 + 2 * self.candidates * self.orders
+        sizes = len(set_sizes(self.candidates, self.area_features))
+        pairs = (self.selection_pairs or self.n_pairs) * tries + self.n_pairs * sizes * self.orders
+        return Work(
+            passes={source: [] for source, _ in places},
+            logit_tokens=series * pairs * PROMPT_TOKENS,
+            at_least=True,
+        )
 
     def observers(self, context: EvalContext) -> list[Moments]:
         """Those that principal components are made from. Unusable pairs fail here, before the long pass."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sae_faithful import Artifact, EvalResult, UsageError, derive_seed, hookimpl
+from sae_faithful import Artifact, EvalResult, UsageError, Work, derive_seed, hookimpl
 from sae_faithful_plugins.ood_score.halves import Halves, Vectors, common_size, equal_samples
 from sae_faithful_plugins.ood_score.results import Measurement, line, rows
 from sae_faithful_plugins.ood_score.text_scores import first_tokens, surprises, unigrams
@@ -14,6 +14,7 @@ from sae_faithful_plugins.ood_score.vector_scores import (
     knn_distances,
     mahalanobis_distances,
     sae_rows,
+    vector_trials,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,24 @@ class OODScore:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
         if not self.scores:
             raise ValueError("scores: none asked for")
+
+    def work(self, context: EvalContext) -> Work:
+        """Whole forwards of both halves of the reference and one of every other text; vectors at every hook."""
+        half = min(tokens.n_tokens for tokens in context.held_out.values()) // 2
+        scored = min(self.n_tokens, half) * (len(context.held_out) + 1) if "surprise" in self.scores else 0
+        sees = bool(ON_VECTORS.intersection(self.scores))
+        latents = context.handles if "sae" in self.scores else []
+        n = min(self.n_vectors, half)
+        widths = {handle.hook: int(handle.sae.cfg.d_in) for handle in context.handles}
+        times = len(context.held_out)
+        trials = [
+            one for d_in in widths.values() for one in vector_trials(self.scores, n, d_in, self.k, times)
+        ]
+        return Work(
+            passes=dict.fromkeys(context.held_out, latents) if sees else {},
+            logit_tokens=scored,
+            trials=trials,
+        )
 
     def observers(self, context: EvalContext) -> list[Vectors]:
         """For each hook and text, activations at tokens drawn at random: the same tokens at every hook."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_faithful import derive_seed
+from sae_faithful import Progress, derive_seed
 from sae_faithful.metrics.auc import group_units
 from sae_faithful.metrics.divergence import count_types, coverage, unigram_divergence, unigram_excess
 from sae_faithful.metrics.intervals import Interval
@@ -56,13 +56,12 @@ def surprises(
 def score_sequences(sequences: Sequence[np.ndarray], text: Halves, model: LanguageModel) -> np.ndarray:
     """Σ −log p, ΣH and number of the scored tokens of each sequence [sequences, 3]; whole forwards."""
     import torch
-    from tqdm import tqdm
 
     scores = np.zeros((len(sequences), 3))
     # Similar lengths together waste little on padding.
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
     start = 0
-    with tqdm(total=len(order), desc=f"surprise of {text.name}", leave=False) as progress:
+    with Progress(f"surprise of {text.name}", len(order), "sequences") as progress:
         while start < len(order):
             longest = len(sequences[order[start]])
             batch = order[start : start + max(1, TOKENS_PER_FORWARD // longest)]

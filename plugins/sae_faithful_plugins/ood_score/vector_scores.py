@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_faithful import EvalResult, derive_seed
+from sae_faithful import EvalResult, Trial, derive_seed
 from sae_faithful.metrics.auc import group_units
 from sae_faithful.metrics.intervals import Interval, mean_interval
 from sae_faithful.metrics.sae_shift import firing_shift, fvu_excess
@@ -52,6 +52,31 @@ def classifier_aucs(samples: Samples, seed: int) -> dict[str, Value]:
         )
         for name, sample in samples.texts.items()
     }  # fmt: skip
+
+
+TRIED_VECTORS = 1_000
+
+
+def vector_trials(scores: Sequence[str], n: int, d_in: int, k: int, times: int) -> list[Trial]:
+    """Of the scores that compare vectors with vectors, on random ones: `times` texts with `n` vectors each."""
+    tried = max(k + 1, min(n, TRIED_VECTORS))
+
+    def vectors() -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        drawn = rng.standard_normal((2, tried, d_in)).astype(np.float32)
+        return drawn[0], drawn[1]
+
+    def classify() -> None:
+        one, other = vectors()
+        units = np.arange(tried) // 10
+        classifier_auc(one, units, other, units, np.random.default_rng(0))
+
+    trials: list[Trial] = []
+    if "knn" in scores:
+        trials.append(Trial(run=lambda: knn_distance(*vectors(), k), times=times * (n / tried) ** 2))
+    if "classifier" in scores:
+        trials.append(Trial(run=classify, times=times * n / tried))
+    return trials
 
 
 def mahalanobis_distances(samples: Samples) -> dict[str, Value]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sae_faithful import UsageError, derive_seed, hookimpl
+from sae_faithful import UsageError, Work, derive_seed, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sae_faithful import Artifact, EvalContext, EvalResult, FeatureTable
+    from sae_faithful import Artifact, EvalContext, EvalResult, FeatureTable, SAEHandle
     from sae_faithful_plugins.polysemanticity.observing import Halves, TokensOfLatents
 
 NEURONS = "neurons"
@@ -44,6 +44,13 @@ class Polysemanticity:
         for name in ("n_tokens", "n_features", "min_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive")
+
+    def work(self, context: EvalContext) -> Work:
+        """Each SAE on its text; what is made of the counts comes on top."""
+        passes: dict[str, list[SAEHandle]] = {}
+        for handle in context.handles:
+            passes.setdefault(self.dataset or handle.source, []).append(handle)
+        return Work(passes=passes, at_least=True)
 
     def observers(self, context: EvalContext) -> list[TokensOfLatents]:
         """One for every SAE and baseline, and one for the neurons of every source and hook.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, FeatureTable, derive_seed, hookimpl
+from sae_faithful import Artifact, FeatureTable, Work, derive_seed, hookimpl
 from sae_faithful_plugins.probing.tasks import check_readable, load_task, parse_tasks
 
 if TYPE_CHECKING:
@@ -69,6 +69,24 @@ class Probing:
                     raise ValueError(f"{name}: {value} is not positive")
         check_readable(parse_tasks(self.tasks), self.data)
         self._loaded: list[Task] = []
+
+    def work(self, context: EvalContext) -> Work:
+        """Texts about half as long as they may be, and the probes, as fast as one of random numbers."""
+        from sae_faithful_plugins.probing.fitting import probe_trial
+
+        tasks, hooks = len(parse_tasks(self.tasks)), {handle.hook for handle in context.handles}
+        tokens = tasks * 2 * self.max_examples * self.max_tokens / 2
+        # For each SAE latents, reconstruction, residual and a random SAE; for each hook what is there without SAEs.
+        widest = max((handle.d_sae for handle in context.handles), default=1)
+        dense = tasks * (2 * len(context.handles) + len(hooks) * (1 + len(self.sparse_k)))
+        sparse = tasks * len(context.handles) * (2 + len(self.sparse_k))
+        d_in = max((int(handle.sae.cfg.d_in) for handle in context.handles), default=1)
+        trials = [
+            probe_trial(self.max_examples, width, self.cs, times)
+            for width, times in ((d_in, dense), (widest, sparse))
+        ]
+        # Each SAE's latents, their reconstruction, and a random SAE's latents.
+        return Work(forward_tokens=tokens, encoded_tokens=3 * tokens * len(context.handles), trials=trials)
 
     def observers(self, context: EvalContext) -> list[Observer]:
         """None: texts are no packed rows. But what cannot be read should fail before the long pass."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sae_faithful import Trial
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -64,6 +66,23 @@ class Preparation:
         for step in self.steps:
             rows = step.transform(rows)
         return rows
+
+
+TRIED_TEXTS = 400
+
+
+def probe_trial(n_texts: int, width: int, cs: Sequence[float], times: float) -> Trial:
+    """One probe of random numbers that say a little of the label, in the place of `times` on `n_texts` texts."""
+    tried = min(n_texts, TRIED_TEXTS)
+
+    def fit() -> None:
+        rng = np.random.default_rng(0)
+        labels = np.arange(tried) % 2
+        values = rng.standard_normal((2 * tried, width)).astype(np.float32)
+        values[:tried, : max(1, width // 20)] += 0.3 * labels[:, None]
+        fit_probe(values[:tried], labels, values[tried:], cs=cs, seed=0)
+
+    return Trial(run=fit, times=times * n_texts / tried)
 
 
 def fit_probe(

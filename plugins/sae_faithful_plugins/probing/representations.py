@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import derive_seed
+from sae_faithful import Progress, derive_seed
 from sae_faithful.metrics.random_sae import RandomTopK
 
 if TYPE_CHECKING:
@@ -123,12 +123,11 @@ class PooledTexts:
 def pool_texts(context: EvalContext, ids: Sequence[Sequence[int]], pool: Pool) -> PooledTexts:
     """One forward of the prefix for all hooks, SAEs and representations; every SAE encodes single tokens."""
     import torch
-    from tqdm import tqdm
 
     model = context.language_model
     hooks = list(dict.fromkeys(handle.hook for handle in context.handles))
     pooled = PooledTexts(len(ids))
-    with tqdm(total=len(ids), desc="probing: texts", leave=False) as progress:
+    with Progress("probing: texts", len(ids), "texts") as progress:
         for batch in batches(ids, model.bos_token_id):
             activations = model.activations(torch.from_numpy(batch.tokens), hooks)
             owner, position, weight = batch.positions(pool)

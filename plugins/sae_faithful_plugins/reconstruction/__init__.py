@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sae_faithful import Artifact, EvalResult, hookimpl
+from sae_faithful import Artifact, EvalResult, Work, hookimpl
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful_plugins.reconstruction.observing import WITH_BOS, Observed
 from sae_faithful_plugins.reconstruction.sweep import Sweep
@@ -66,6 +66,16 @@ class Reconstruction:
         for name in ("ce_tokens", "bos_ce_tokens", "alive_firings"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
+
+    def work(self, context: EvalContext) -> Work:
+        """All latents on all texts; forwards, clean and ablated, for each hook, and each SAE's with and without BOS."""
+        forwards = 0
+        for tokens in context.held_out.values():
+            n = min(self.ce_tokens, tokens.n_tokens)
+            with_bos = min(n, self.bos_ce_tokens) if self.bos else 0
+            hooks = {handle.hook for handle in context.handles}
+            forwards += len(hooks) * 2 * max(n, with_bos) + len(context.handles) * (n + with_bos)
+        return Work(passes=dict.fromkeys(context.held_out, context.handles), logit_tokens=forwards)
 
     def observers(self, context: EvalContext) -> list[Observed]:
         """One observer a hook and text, for all SAEs at that hook."""

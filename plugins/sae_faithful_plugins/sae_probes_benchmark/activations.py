@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sae_faithful import Progress
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,14 +29,13 @@ def last_token_activations(
     Texts of similar length share a forward pass, padded on the right, where a causal model cannot see it.
     """
     import torch
-    from tqdm import tqdm
 
     ids = _tokenize(model, texts, min(max_tokens, (model.context_limit or max_tokens + 1) - 1))
     lengths = np.array([len(one) for one in ids])
     order = np.argsort(lengths, kind="stable")
     found: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     start = 0
-    with tqdm(total=len(order), desc="sae-probes: texts", leave=False) as progress:
+    with Progress("sae-probes: texts", len(order), "texts") as progress:
         while start < len(order):
             stop = start + 1
             while stop < len(order) and (lengths[order[stop]] + 1) * (stop + 1 - start) <= TOKENS_PER_FORWARD:

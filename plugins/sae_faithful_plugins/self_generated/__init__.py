@@ -10,7 +10,7 @@ from sae_faithful import hookimpl
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sae_faithful import SourceRequest, TokenSet
+    from sae_faithful import SourceRequest, TokenSet, Work
 
 
 @hookimpl
@@ -54,6 +54,13 @@ class SelfGenerated:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} {value} is not positive")
+
+    def work(self, request: SourceRequest) -> Work:
+        """The shards that are not in the cache, at the speed of a few tokens of as many samples."""
+        from sae_faithful_plugins.self_generated.sampling import Sampler
+        from sae_faithful_plugins.self_generated.shards import generation_work
+
+        return generation_work(self.batch_size, Sampler.from_options(self, request), request)
 
     def load(self, request: SourceRequest) -> TokenSet:
         """Sample shards until they fill the request, or take them from the cache."""

@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import derive_seed, hash_settings
+from sae_faithful import Progress, Trial, Work, derive_seed, hash_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,8 @@ log = logging.getLogger("sae_faithful.self_generated")
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 TRIAL_TOKENS = 4
+LIKELY_BATCH = 128
+"""For an estimate, before `auto` has chosen; no more samples are drawn to make one."""
 WORTHWHILE = 1.1
 """A larger batch must be this much faster: it costs memory, and a shard is what an interruption loses."""
 MOST_REPEATS = 256
@@ -55,17 +57,17 @@ class ShardCache:
 
         They end only when the model has nothing new to say: at a low temperature, say, or in a few tokens.
         """
-        from tqdm import tqdm
-
         _write_whole(
             self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2))
         )
         seen: set[int] = set()
         repeats = 0
-        with tqdm(total=n_tokens, unit="tok", desc="generating", leave=False) as bar:
+        with Progress("generating", n_tokens, "tokens") as progress:
             for index in count():
-                for document in self.shard(index):
-                    bar.update(len(document) + 1)
+                documents = self.shard(index)
+                # A shard is drawn whole: in its middle no rate would be true.
+                progress.update(sum(len(document) + 1 for document in documents))
+                for document in documents:
                     yield document
                     key = hash(document.tobytes())
                     repeats = repeats + 1 if key in seen else 0
@@ -83,24 +85,58 @@ class ShardCache:
         return _read_documents(path)
 
 
+def generation_work(asked: int | Literal["auto"], sampler: Sampler, request: SourceRequest) -> Work:
+    """What `documents` will draw if every sample becomes as long as it may, and what it costs to find a batch size."""
+    size = asked if asked != "auto" else _kept_batch_size(sampler, request)
+    tries = [] if size is not None else _sizes(sampler, request)
+    likely = size or min(LIKELY_BATCH, tries[-1])
+    longest = sampler.max_new_tokens + len(sampler.prompt_ids)
+    n_shards = -(-request.n_tokens // (likely * longest))
+    shards = ShardCache(sampler, likely, request.seed, request.cache_dir)
+    to_draw = sum(not (shards.folder / f"shard-{index:06d}.arrow").exists() for index in range(n_shards))
+    tokens = to_draw * likely * sampler.max_new_tokens + 2 * TRIAL_TOKENS * sum(tries)
+    # Another model's weights are not loaded for an estimate: this one's speed, and it is at least that.
+    other = sampler.model is not request.language_model
+    short = replace(
+        sampler, model=request.language_model, max_new_tokens=min(TRIAL_TOKENS, sampler.max_new_tokens)
+    )
+    samples = min(likely, LIKELY_BATCH)
+    trial = Trial(run=lambda: short.sample(samples, seed=0), times=tokens / (samples * short.max_new_tokens))
+    return Work(trials=[trial] if tokens else [], at_least=other)
+
+
 def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: SourceRequest) -> int:
     """The batch size to use; what `auto` found is kept, so that a resumed run draws the same samples."""
     if asked != "auto":
         return asked
-    path = _folder(request.cache_dir) / f"batch-size-{hash_settings(sampler.settings)}.json"
-    if path.exists():
-        return int(json.loads(path.read_text())["batch_size"])
-    # A batch that draws more than was asked for is wasted.
-    enough = max(BATCH_SIZES[0], request.n_tokens // sampler.max_new_tokens)
-    rates = _measure([size for size in BATCH_SIZES if size <= enough], sampler)
+    kept = _kept_batch_size(sampler, request)
+    if kept is not None:
+        return kept
+    rates = _measure(_sizes(sampler, request), sampler)
     best = pick_batch_size(rates)
     log.info(
         "batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best
     )
     _write_whole(
-        path, lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates}))
+        _batch_size_file(sampler, request),
+        lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates})),
     )
     return best
+
+
+def _batch_size_file(sampler: Sampler, request: SourceRequest) -> Path:
+    return _folder(request.cache_dir) / f"batch-size-{hash_settings(sampler.settings)}.json"
+
+
+def _kept_batch_size(sampler: Sampler, request: SourceRequest) -> int | None:
+    path = _batch_size_file(sampler, request)
+    return int(json.loads(path.read_text())["batch_size"]) if path.exists() else None
+
+
+def _sizes(sampler: Sampler, request: SourceRequest) -> list[int]:
+    # A batch that draws more than was asked for is wasted.
+    enough = max(BATCH_SIZES[0], request.n_tokens // sampler.max_new_tokens)
+    return [size for size in BATCH_SIZES if size <= enough]
 
 
 def pick_batch_size(rates: dict[int, float]) -> int:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sae_faithful import Artifact, EvalResult, FeatureTable, derive_seed, hookimpl
+from sae_faithful import Artifact, EvalResult, FeatureTable, Work, derive_seed, hookimpl, own_texts
 from sae_faithful.metrics.firing import Exceedances
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful.metrics.matching import Weights
 from sae_faithful_plugins.shared_features.cosines import cosine_counts
-from sae_faithful_plugins.shared_features.pairs import Comparison, Dictionary
+from sae_faithful_plugins.shared_features.pairs import Comparison, Dictionary, matching_trial
 from sae_faithful_plugins.shared_features.rows import (
     HEADLINE,
     cross_stability,
@@ -73,6 +73,27 @@ class SharedFeatures:
                 raise ValueError(f"thresholds: {threshold} is given twice")
         if self.null_draws < 0 or self.null_draws == 1:
             raise ValueError(f"null_draws {self.null_draws}: an interval needs at least 2 (0 for no nulls)")
+
+    def work(self, context: EvalContext) -> Work:
+        """Each SAE on its own text; and matchings of seeds and nulls, as fast as one of random directions."""
+        places: dict[tuple[str, str], dict[str, list[SAEHandle]]] = {}
+        for handle in context.handles:
+            places.setdefault((handle.hook, handle.variant), {}).setdefault(handle.source, []).append(handle)
+        matchings: dict[tuple[int, int], int] = {}
+        for sources in places.values():
+            shape = (next(iter(sources.values()))[0].sae.cfg.d_in, next(iter(sources.values()))[0].d_sae)
+            seeds = [len(members) for members in sources.values()]
+            kinds = 2 if self.encoder else 1
+            pairs = sum(kinds * (n * (n - 1) // 2 + self.null_draws) for n in seeds if n > 1)
+            if self.cross_source:
+                pairs += sum(
+                    min(a, b) * (min(a, b) - 1) + self.null_draws
+                    for a, b in combinations(seeds, 2)
+                    if min(a, b) > 1
+                )
+            matchings[shape] = matchings.get(shape, 0) + pairs
+        trials = [matching_trial(*shape, n) for shape, n in matchings.items() if n]
+        return Work(passes=own_texts(context), trials=trials)
 
     def observers(self, context: EvalContext) -> list[OwnFirings]:
         """Each SAE's firings on its own held-out text: which latents are alive, and how often they fire."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sae_faithful import Trial
 from sae_faithful.metrics.matching import match_directions, random_directions_like
 
 if TYPE_CHECKING:
@@ -71,6 +72,24 @@ class Comparison:
             {(a.seed, b.seed): Pair.of(a, b, top1=top1) for a, b in pairs},
             [Pair.of(random_like(a, rng), random_like(b, rng), top1=top1) for a, b in drawn],
         )
+
+
+TRIED_LATENTS = 1_024
+"""A trial matches no more: the time of a matching grows with the square of their number."""
+
+
+def matching_trial(d_in: int, d_sae: int, n: int) -> Trial:
+    """One matching of random directions, in the place of `n` of that shape."""
+    import torch
+
+    tried = min(d_sae, TRIED_LATENTS)
+
+    def match() -> None:
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.randn(tried, d_in, generator=generator) for _ in range(2))
+        match_directions(a, b)
+
+    return Trial(run=match, times=n * (d_sae / tried) ** 2)
 
 
 def random_like(one: Dictionary, rng: np.random.Generator) -> Dictionary:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sae_faithful import Artifact, UsageError, hookimpl
+from sae_faithful import Artifact, UsageError, Work, hookimpl, own_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +57,17 @@ class TopContexts:
         if not self.n_latents and not self.latents:
             raise ValueError("n_latents is 0 and latents is empty: there is nothing to show")
 
+    def work(self, context: EvalContext) -> Work:
+        """Each SAE on its text, and the rows that are shown once more: at most all of them."""
+        handles = self._shown(context)
+        return Work(
+            passes=own_texts(replace(context, handles=handles)),
+            forward_tokens=sum(
+                context.held_out[source].n_tokens for source in {handle.source for handle in handles}
+            ),
+            encoded_tokens=sum(context.held_out[handle.source].n_tokens for handle in handles),
+        )
+
     def observers(self, context: EvalContext) -> list[Strongest]:
         """Each SAE's strongest activations on the held-out text of its own source.
 
@@ -65,7 +76,7 @@ class TopContexts:
         """
         from sae_faithful_plugins.top_contexts.strongest import Strongest
 
-        handles = [one for one in context.handles if self.baselines or one.kind != "baseline"]
+        handles = self._shown(context)
         for handle in handles:
             self._check(handle)
         texts = {handle.source: context.held_out[handle.source] for handle in handles}
@@ -90,10 +101,12 @@ class TopContexts:
         content = document(self, chosen, windows, context.language_model)
         yield Artifact(name="contexts", kind="json", content=content)
 
+    def _shown(self, context: EvalContext) -> list[SAEHandle]:
+        return [one for one in context.handles if self.baselines or one.kind != "baseline"]
+
     def _check(self, handle: SAEHandle) -> None:
         for latent in self.latents:
             if latent >= handle.d_sae:
-                place = f"{handle.source}, {handle.hook}, {handle.variant}, seed {handle.seed}"
                 raise UsageError(
-                    f"top_contexts: latents: {place} has no latent {latent}; it has {handle.d_sae}"
+                    f"top_contexts: latents: {handle} has no latent {latent}; it has {handle.d_sae}"
                 )

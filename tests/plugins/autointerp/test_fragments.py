@@ -122,7 +122,7 @@ def seen(plant: Callable[..., Any], one_hot_model: Any) -> Callable[..., Fragmen
             handles=[handle], held_out={"faithful": tokens}, sources=["faithful"],
             language_model=one_hot_model, seed=7,
         )  # fmt: skip
-        observe([observer], context, batch_rows, **slices, progress=False)
+        observe([observer], context, batch_rows, **slices)
         return observer
 
     return go

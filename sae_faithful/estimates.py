@@ -1,0 +1,335 @@
+"""What a run will do, step by step, and about how long and with how much memory: made before anything is done."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.data import RANDOM_ROW_TOKENS, RANDOM_ROWS, random_tokens_step
+from sae_faithful.interfaces import ModelUnreadable, RunError, UsageError, Work
+from sae_faithful.measured_rates import Rates, measure
+from sae_faithful.memory import Needs, needs_of
+from sae_faithful.monitors import SHARE_OF_TRAINING
+from sae_faithful.progress import silenced
+from sae_faithful.run_folder import cache_dir, data_path
+from sae_faithful.stand_ins import planned_context, request_for
+from sae_faithful.steps import ESTIMATED_NORMS, evaluation_inputs, evaluator_steps, training_inputs
+from sae_faithful.steps import baseline_inputs as inputs_of_baselines
+from sae_faithful.timings import PASSES, REPORT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.interfaces import EvalContext, Trial
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.plan import Plan, PlannedEvaluator, PlannedText
+    from sae_faithful.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEstimate:
+    """One line of the plan."""
+
+    name: str
+    """As in `timings.json`."""
+    what: str
+    reused: bool = False
+    cost: Callable[[Rates], float | None] | None = None
+    """Seconds, once the rates are known; None where nobody can say."""
+    at_least: bool = False
+    memory: int = 0
+    """Bytes, the process's own included."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The plan of a run, as it is shown."""
+
+    steps: Sequence[StepEstimate]
+    rates: Rates
+    needs: Needs
+    unknown: Sequence[str] = ()
+    """Why some of it could not be estimated, a line each."""
+
+    def seconds(self, step: StepEstimate) -> float | None:
+        """Of one step; None where it is reused or unknown."""
+        return None if step.reused or step.cost is None else step.cost(self.rates)
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """Seconds by step, where they are known."""
+        return {one.name: seconds for one in self.steps if (seconds := self.seconds(one)) is not None}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `timings.json` keeps of it."""
+        return self.rates.facts() if self.rates.forward is not None else {}
+
+
+@dataclass
+class Asked:
+    """What plugins said of their work."""
+
+    texts: dict[str, Work] = field(default_factory=dict[str, Work])
+    evaluators: dict[str, Work] = field(default_factory=dict[str, Work])
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All there is to try, in the plan's order."""
+        return [trial for work in [*self.texts.values(), *self.evaluators.values()] for trial in work.trials]
+
+
+def estimate(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, until: str = "results"
+) -> Estimate:
+    """Look at what is done, ask the plugins about the rest, and measure how fast this machine is at it.
+
+    Nothing is measured where every step is done, or where the model cannot be loaded; the reason is then in
+    `unknown`. No random state is changed.
+
+    Raises:
+        UsageError, RunError: a plugin says that it could not do its work.
+    """
+    asked = Asked()
+    needs = needs_of(plan, model)
+    with silenced():
+        steps = list(_steps(plan, config, model, folder, until, asked, needs))
+        rates, unknown = Rates(), list(needs.unknown)
+        if any(step.cost is not None and not step.reused for step in steps) and not unknown:
+            try:
+                _ = model.model
+            except (OSError, ValueError, ImportError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                unknown.append(f"times: the weights of {model.name} cannot be loaded: {reason}")
+            else:
+                rates = measure(
+                    model,
+                    config,
+                    plan.saes if until != "data" else (),
+                    asked.trials,
+                    training=any(one.name.startswith("saes/") and not one.reused for one in steps),
+                    logits=True,
+                )
+    return Estimate(steps, rates, needs, unknown)
+
+
+def _steps(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, until: str, asked: Asked,
+    needs: Needs,
+) -> Iterator[StepEstimate]:  # fmt: skip
+    for text in plan.texts:
+        yield _text_step(text, config, model, folder, asked, needs)
+    if plan.texts:
+        yield StepEstimate(
+            name=random_tokens_step(config, model).path,
+            what="their typicality gap, to compare with",
+            reused=folder.finished(random_tokens_step(config, model)),
+            cost=lambda rates: _of_model(rates, 0, RANDOM_ROWS * RANDOM_ROW_TOKENS),
+            memory=needs.whole_forwards(),
+        )
+    if until == "data":
+        return
+    for source, _, inputs in training_inputs(plan, model):
+        missing = [sae for sae in plan.saes if not folder.finished(sae.step(source, inputs))]
+        yield StepEstimate(
+            name=f"saes/{source}",
+            what=f"{_number(missing or plan.saes, 'SAE')}, {config.training_tokens:,} tokens each",
+            reused=not missing,
+            cost=_training(missing, config, monitors=bool(plan.monitors)),
+            memory=needs.training(missing, config),
+        )
+    if until == "saes":
+        return
+    for text in plan.sources if plan.baselines else ():
+        inputs = inputs_of_baselines(text, model)
+        fits = [one for one in plan.baselines if not folder.finished(one.step(text.name, inputs))]
+        tokens = min(config.baseline_tokens, text.n_tokens)
+        yield StepEstimate(
+            name=f"baselines/{text.name}",
+            what=f"{_number(fits or plan.baselines, 'fit')} to {tokens:,} activations",
+            reused=not fits,
+            cost=lambda rates, tokens=tokens: _of_model(rates, tokens, 0),
+            at_least=True,
+            memory=needs.fitting(tokens, [one.hook for one in fits]),
+        )
+    yield from _evaluator_steps(plan, config, model, folder, asked, needs)
+    yield StepEstimate(name=REPORT, what="results in one file, report, what plugins publish")
+
+
+def _text_step(
+    text: PlannedText, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, asked: Asked,
+    needs: Needs,
+) -> StepEstimate:  # fmt: skip
+    reused = folder.finished(text.step(model.identity))
+    work = None
+    if not reused:
+        ask = getattr(text.source, "work", None)
+        try:
+            work = (
+                ask(request_for(text, config, model, cache_dir())) if ask is not None else Work(at_least=True)
+            )
+        except ModelUnreadable:
+            work = Work(at_least=True)
+        asked.texts[text.name] = work
+    scored = min(config.typicality_tokens, text.n_tokens)
+    return StepEstimate(
+        name=data_path(text.name),
+        what=f"{text.n_tokens:,} tokens from {text.plugin}",
+        reused=reused,
+        cost=None if work is None else lambda rates: _sum(_of_work(rates, work), _of_model(rates, 0, scored)),
+        at_least=work is not None and work.at_least,
+        memory=needs.whole_forwards(),
+    )
+
+
+def _evaluator_steps(
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, asked: Asked, needs: Needs
+) -> Iterator[StepEstimate]:
+    steps = evaluator_steps(plan.evaluators, evaluation_inputs(plan, model))
+    named = {planned.name: planned for planned in plan.evaluators}
+    context = planned_context(plan, config, model)
+    missing = [name for name, step in steps.items() if not folder.finished(step)]
+    for name in missing:
+        asked.evaluators[name] = work_of(named[name], context)
+    if missing:
+        tokens = _passed_over(asked.evaluators.values(), context)
+        yield StepEstimate(
+            name=PASSES,
+            what=f"{tokens:,} tokens that evaluators look at, once for all of them",
+            cost=lambda rates: _of_model(rates, tokens, 0),
+            memory=needs.passes(config),
+        )
+    # As in the passes themselves: the first that asks for an SAE's latents of a text pays for them.
+    paid: set[tuple[str, Any]] = set()
+    for name, step in steps.items():
+        if name not in missing:
+            yield StepEstimate(name=step.path, what="", reused=True)
+            continue
+        work = asked.evaluators[name]
+        encoded = _encoded(work, context, paid)
+        yield StepEstimate(
+            name=step.path,
+            what=_what(work, context),
+            cost=lambda rates, work=work, encoded=encoded: _sum(
+                _of_work(rates, work), _encoding(rates, encoded)
+            ),
+            at_least=work.at_least,
+            memory=needs.whole_forwards() if work.logit_tokens else needs.passes(config),
+        )
+
+
+def work_of(planned: PlannedEvaluator, context: EvalContext) -> Work:
+    """What the evaluator says; else what its observers want to see, and it is at least that."""
+    ask = getattr(planned.evaluator, "work", None)
+    if ask is not None:
+        try:
+            return ask(context)
+        except ModelUnreadable:
+            return Work(at_least=True)
+    texts = {id(tokens): name for name, tokens in context.held_out.items()}
+    try:
+        observers = planned.evaluator.observers(context)
+        passes = {
+            texts[id(one.tokens)]: [handle for handle in context.handles if handle.hook == one.hook]
+            for one in observers
+            if id(one.tokens) in texts
+        }
+        others = {
+            f"{planned.name} {i}": tokens.n_tokens
+            for i, tokens in enumerate({id(one.tokens): one.tokens for one in observers}.values())
+            if id(tokens) not in texts
+        }
+        return Work(passes=passes, texts=others, at_least=True)
+    except ModelUnreadable:
+        return Work(at_least=True)
+    except (UsageError, RunError):
+        raise
+    except Exception as error:  # a stranger's, who may want to read the texts
+        log.debug("%s: its observers cannot be had before there are texts: %r", planned.name, error)
+        return Work(passes=dict.fromkeys(context.held_out, context.handles), at_least=True)
+
+
+def _passed_over(works: Any, context: EvalContext) -> int:
+    """Tokens of every text that somebody looks at, each text once."""
+    works = list(works)
+    lengths = {name: tokens.n_tokens for name, tokens in context.held_out.items()}
+    for work in works:
+        lengths |= work.texts
+    seen = {name for work in works for name in {*work.passes, *work.texts}}
+    return sum(lengths[name] for name in seen)
+
+
+def _encoded(work: Work, context: EvalContext, paid: set[tuple[str, Any]]) -> dict[tuple[str, str], float]:
+    """Tokens that this evaluator's SAEs encode, by hook and variant, where nobody asked before."""
+    encoded: dict[tuple[str, str], float] = {}
+    for text, handles in work.passes.items():
+        tokens = work.texts[text] if text in work.texts else context.held_out[text].n_tokens
+        for handle in handles:
+            if (text, handle.key) not in paid:
+                paid.add((text, handle.key))
+                place = (handle.hook, handle.variant)
+                encoded[place] = encoded.get(place, 0) + tokens
+    if work.encoded_tokens:
+        for handle in context.handles:
+            place = (handle.hook, handle.variant)
+            encoded[place] = encoded.get(place, 0) + work.encoded_tokens / len(context.handles)
+    return encoded
+
+
+def _what(work: Work, context: EvalContext) -> str:
+    parts = [
+        f"{work.logit_tokens:,.0f} tokens of whole forwards" if work.logit_tokens else "",
+        f"{work.forward_tokens:,.0f} tokens up to the last hook" if work.forward_tokens else "",
+        f"{_number(context.handles, 'SAE')} on {_number(work.passes, 'text')}" if work.passes else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _training(missing: Sequence[Any], config: ExperimentConfig, *, monitors: bool) -> Any:
+    """Reading activations once for all SAEs, and a step of each; batches that only estimate a norm are read, too."""
+    norm = any(sae.config.normalize_activations in ESTIMATED_NORMS for sae in missing)
+    extra = config.n_batches_for_norm_estimate * config.train_batch_size_tokens if norm else 0
+
+    def cost(rates: Rates) -> float | None:
+        if rates.forward is None or not rates.train:
+            return None
+        steps = config.training_tokens * sum(rates.train[sae.hook, sae.variant] for sae in missing)
+        seconds = rates.forward * (config.training_tokens + extra) + steps
+        return seconds * (1 + SHARE_OF_TRAINING) if monitors else seconds
+
+    return cost
+
+
+def _of_model(rates: Rates, forward: float, logits: float) -> float | None:
+    if rates.forward is None or rates.logits is None:
+        return None
+    return rates.forward * forward + rates.logits * logits
+
+
+def _encoding(rates: Rates, encoded: Mapping[tuple[str, str], float]) -> float | None:
+    if not rates.encode:
+        return None
+    # Baselines are not measured: as the SAEs are, on average.
+    usual = sum(rates.encode.values()) / len(rates.encode)
+    return sum(rates.encode.get(place, usual) * tokens for place, tokens in encoded.items())
+
+
+def _of_work(rates: Rates, work: Work) -> float | None:
+    """What a plugin said it does, but for what it shares with others."""
+    of_model = _of_model(rates, work.forward_tokens, work.logit_tokens)
+    if of_model is None:
+        return None
+    tried = sum(rates.trials.get(id(one), 0.0) * one.times for one in work.trials)
+    return of_model + tried + work.seconds
+
+
+def _sum(*parts: float | None) -> float | None:
+    return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
+
+
+def _number(things: Any, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"

@@ -1,0 +1,133 @@
+"""How much memory and disk the steps of a run need, by formula: sizes are known before any weights load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.evaluation import LATENTS_PER_BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.language_model import LanguageModel
+    from sae_faithful.plan import Plan, PlannedSAE
+
+FLOAT = 4
+COPIES_OF_LOGITS = 4
+"""Logits, log-probabilities, probabilities and their product are held at once."""
+LOGIT_TOKENS = 1_024
+"""Tokens of one whole forward."""
+COPIES_OF_SAE = 4
+"""Weights, gradients and Adam's two averages."""
+COPIES_OF_LATENTS = 3
+"""Before the activation function, after it, and their gradient."""
+COPIES_OF_BUFFER = 2
+"""SAELens shuffles by copying."""
+BYTES_PER_TOKEN = 8
+"""On disk: its id and its document's number, 32 bits each."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes; what a GPU holds counts like the rest."""
+
+    process: int
+    """What the process has before the model is loaded."""
+    model: int
+    """Its weights, in the type they are loaded in."""
+    vocab: int
+    d_in: dict[str, int]
+    """By hook."""
+    saes: int
+    """Weights of all SAEs of all sources, as evaluators hold them."""
+    widest: int
+    """d_sae of the largest."""
+    disk: int
+    """Texts and SAEs of the whole run."""
+    unknown: list[str] = field(default_factory=list[str])
+
+    @property
+    def _always(self) -> int:
+        return self.process + self.model
+
+    def whole_forwards(self) -> int:
+        """A step that makes the model predict, `LOGIT_TOKENS` at a time."""
+        return self._always + COPIES_OF_LOGITS * LOGIT_TOKENS * self.vocab * FLOAT
+
+    def training(self, saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
+        """SAEs that are trained together take their steps one after the other: one has latents at a time."""
+        buffer = config.n_batches_in_buffer * config.context_size * sum(self.d_in.values())
+        parameters = sum(parameters_of(sae) for sae in saes)
+        latents = config.train_batch_size_tokens * max((int(sae.config.d_sae) for sae in saes), default=0)
+        return self._always + FLOAT * (
+            COPIES_OF_BUFFER * buffer + COPIES_OF_SAE * parameters + COPIES_OF_LATENTS * latents
+        )
+
+    def fitting(self, tokens: int, hooks: Sequence[str]) -> int:
+        """Activations of all hooks, and as much again for what a fit makes of those of one."""
+        widths = [self.d_in[hook] for hook in dict.fromkeys(hooks)]
+        return self._always + FLOAT * tokens * (sum(widths) + max(widths, default=0))
+
+    def passes(self, config: ExperimentConfig) -> int:
+        """All SAEs, and of one batch of rows the latents of each that observers ask for, two at a time."""
+        rows = config.eval_batch_size_prompts or config.store_batch_size_prompts
+        latents = min(LATENTS_PER_BATCH, rows * config.context_size * self.widest)
+        return self._always + self.saes + 2 * FLOAT * latents
+
+
+def parameters_of(sae: PlannedSAE) -> int:
+    """An encoder and a decoder with their biases."""
+    d_in, d_sae = int(sae.config.d_in), int(sae.config.d_sae)
+    return 2 * d_in * d_sae + d_in + d_sae
+
+
+def needs_of(plan: Plan, model: LanguageModel) -> Needs:
+    """From the config and the model's shape."""
+    unknown: list[str] = []
+    try:
+        weights = sum(one.numel() * one.element_size() for one in model.skeleton.parameters())
+        vocab = model.vocab_size
+    except ValueError as error:
+        weights, vocab = 0, 0
+        unknown.append(f"memory without the model's own, and times: {error}")
+    sources = len(plan.sources) or 1
+    on_disk = FLOAT * sources * sum(parameters_of(sae) for sae in plan.saes)
+    return Needs(
+        process=current_memory(),
+        model=weights,
+        vocab=vocab,
+        d_in={sae.hook: int(sae.config.d_in) for sae in plan.saes},
+        saes=on_disk,
+        widest=max((int(sae.config.d_sae) for sae in plan.saes), default=1),
+        disk=on_disk + BYTES_PER_TOKEN * sum(text.n_tokens for text in plan.texts),
+        unknown=unknown,
+    )
+
+
+def current_memory() -> int:
+    """Bytes that this process holds now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine(device: str, folder: Path) -> dict[str, Any]:
+    """What there is here: bytes of memory, of the GPU's if one is used, and free on the disk of `folder`."""
+    import torch
+
+    there: dict[str, Any] = {}
+    if sys.platform != "win32":
+        there["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if torch.device(device).type == "cuda":
+        there["gpu"] = torch.cuda.mem_get_info(torch.device(device))[1]
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    there["disk"] = shutil.disk_usage(existing).free
+    return there

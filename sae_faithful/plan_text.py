@@ -1,0 +1,86 @@
+"""The plan of a run as people read it: a line a step, then what all of it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sae_faithful.memory import machine
+from sae_faithful.progress import about
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sae_faithful.config import ExperimentConfig
+    from sae_faithful.estimates import Estimate, StepEstimate
+    from sae_faithful.run_folder import RunFolder
+
+HEAD = ("step", "what", "time", "memory")
+NOT_ESTIMATED = "not estimated"
+
+
+def plan_text(estimate: Estimate, config: ExperimentConfig, folder: RunFolder) -> str:
+    """The table and what is below it, without a newline at the end."""
+    head = f"plan of {folder.root} ({config.model_name} on {config.llm_device or config.device})"
+    rows = [HEAD, *(_row(step, estimate) for step in estimate.steps)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    table = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([head, *table, *(f"  {line}" for line in _below(estimate, config, folder))])
+
+
+def size(n_bytes: float) -> str:
+    """Two digits: `1.2 GB`, `850 MB`."""
+    value, unit = n_bytes, "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.1f} {unit}" if value < 10 and unit != "bytes" else f"{value:,.0f} {unit}"
+
+
+def _row(step: StepEstimate, estimate: Estimate) -> tuple[str, ...]:
+    if step.reused:
+        return (step.name, step.what, "reused", "")
+    seconds = estimate.seconds(step)
+    if seconds is None:
+        return (step.name, step.what, NOT_ESTIMATED, size(step.memory) if step.memory else "")
+    time = f"at least {about(seconds)}" if step.at_least else _almost(seconds)
+    return (step.name, step.what, time, size(step.memory) if step.memory else "")
+
+
+def _almost(seconds: float) -> str:
+    return about(seconds) if seconds < 1 else f"about {about(seconds)}"
+
+
+def _below(estimate: Estimate, config: ExperimentConfig, folder: RunFolder) -> Iterator[str]:
+    todo = [step for step in estimate.steps if not step.reused]
+    if not any(step.cost for step in todo):
+        yield "every step is done already"
+        return
+    there = machine(str(config.device), folder.root)
+    peak = max(todo, key=lambda step: step.memory)
+    memory = f"up to {size(peak.memory)} of memory ({peak.name})"
+    has = [
+        f"{size(there[key])} {what}"
+        for key, what in (("memory", "here"), ("gpu", "on the GPU"))
+        if key in there
+    ]
+    memory += f", of {' and '.join(has)}" if has else ""
+    known = [seconds for step in todo if (seconds := estimate.seconds(step)) is not None]
+    some = any(step.at_least for step in todo)
+    time = f"together {'at least' if some else 'about'} {about(sum(known))}; " if known else ""
+    yield f"{time}{memory}; {size(estimate.needs.disk)} on disk, of {size(there['disk'])} free"
+    rates = estimate.rates
+    if rates.forward is not None and rates.logits is not None:
+        yield (
+            f"from {rates.seconds:.0f} s of measuring: {1 / rates.forward:,.0f} tokens/s up to "
+            f"{', '.join(config.hook_names)}, {1 / rates.logits:,.0f} of the whole model"
+            + (
+                f", {1 / sum(rates.train.values()) * len(rates.train):,.0f} in training an SAE"
+                if rates.train
+                else ""
+            )
+        )
+    yield from (f"not estimated: {reason}" for reason in estimate.unknown)

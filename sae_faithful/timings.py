@@ -1,0 +1,108 @@
+"""How long each step of a run took, beside what was expected: in the log, and in `timings.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sae_faithful.progress import about, exactly
+from sae_faithful.run_folder import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+PASSES = "passes over texts"
+"""The step that all evaluators share: the model's passes over what their observers see."""
+REPORT = "report"
+
+
+@dataclass
+class Timings:
+    """What is known of the steps of one run; `path` has those of earlier runs into the same folder, too.
+
+    No step's hash has any of it in it.
+    """
+
+    path: Path
+    expected: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Seconds by step, where they were estimated."""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the estimate was made from: plain JSON."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """Of the steps that are finished."""
+
+    def add(self, step: str, seconds: float) -> None:
+        """A step has taken so long; a step may come in parts."""
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+    def write(self) -> None:
+        """Put it into `path`; steps that were not done this time keep what stands there."""
+        rows = {row["step"]: row for row in read_timings(self.path)}
+        peak = _peak_memory()
+        for step, seconds in self.seconds.items():
+            expected = self.expected.get(step)
+            rows[step] = {
+                "step": step,
+                "seconds": round(seconds, 3),
+                "expected_seconds": None if expected is None else round(expected, 3),
+                "peak_memory_bytes": rows[step]["peak_memory_bytes"] if self._told(rows, step) else peak,
+            }
+        write_json(self.path, {"steps": list(rows.values()), "measured": dict(self.facts)})
+
+    def _told(self, rows: Mapping[str, Any], step: str) -> bool:
+        """Whether the row of this step was written in this run already."""
+        return step in rows and rows[step]["seconds"] == round(self.seconds[step], 3)
+
+
+_current: Timings | None = None
+
+
+@contextlib.contextmanager
+def kept(timings: Timings) -> Generator[None]:
+    """Let `timed` and `took` fill `timings` in this block."""
+    global _current
+    before, _current = _current, timings
+    try:
+        yield
+    finally:
+        _current = before
+
+
+@contextlib.contextmanager
+def timed(step: str) -> Generator[None]:
+    """This block is that step; one that fails is no step that was done."""
+    started = time.monotonic()
+    yield
+    took(step, time.monotonic() - started)
+
+
+def took(step: str, seconds: float) -> None:
+    """Say how long a finished step took, and keep it where a run keeps such things."""
+    expected = None if _current is None else _current.expected.get(step)
+    log.info("%s: took %s%s", step, exactly(seconds), f" (expected {about(expected)})" if expected else "")
+    if _current is not None:
+        _current.add(step, seconds)
+        _current.write()
+
+
+def read_timings(path: Path) -> list[dict[str, Any]]:
+    """Rows of `timings.json`, one a step; none where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else []
+
+
+def _peak_memory() -> int | None:
+    """The most memory that this process has had so far, bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
