@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from sae_faithful import ExperimentConfig, LanguageModel, UsageError, load_plugins
+from sae_faithful.cli import main
 from sae_faithful.plan import make_plan
 
 if TYPE_CHECKING:
@@ -98,6 +100,26 @@ def test_a_recipe_is_planned_at_its_models_sizes(path: Path, folders: dict[str, 
     for source in plan.sources:
         assert source.n_tokens * 0.9 >= config.training_tokens * 0.899
     assert [one.name for one in plan.evaluators]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run_of_a_recipe_says_what_it_needs(
+    path: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without weights there are no times; sizes are there."""
+    named = yaml.safe_load(path.read_text(encoding="utf-8"))["model_name"]
+    output = tmp_path / "run"
+    arguments = ["run", str(path), "--dry-run", "--output", str(output)]
+    for override in (f"model_name={folders[named]}", "device=cpu", "logger.log_to_wandb=false"):
+        arguments += ["--set", override]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    config = ExperimentConfig.from_file(path, [f"model_name={folders[named]}", "device=cpu"])
+    for source in config.sources:
+        (line,) = [line for line in result.output.splitlines() if f"  saes/{source} " in line]
+        assert line.endswith("GB")
+    assert "not estimated: " in result.output
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful import RunError
+from sae_faithful import Progress, RunError
 from sae_faithful_plugins.autointerp.assistants import MALFORMED, REJECTED, SERVER_ERROR, TIME_OUT
 from sae_faithful_plugins.autointerp.replies import (
     as_text,
@@ -194,8 +194,10 @@ class Client:
             futures = {
                 pool.submit(self._ask, path, body, fits, hopeless): key for key, body in waiting.items()
             }
-            for future in as_completed(futures):
-                found[futures[future]] = future.result()
+            with Progress("autointerp: asking", len(futures), "replies") as progress:
+                for future in as_completed(futures):
+                    found[futures[future]] = future.result()
+                    progress.update()
         except BaseException:
             self._stop.set()  # threads that wait for their turn give up
             raise

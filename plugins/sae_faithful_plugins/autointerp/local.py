@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sae_faithful import LanguageModel, UsageError, derive_seed
+from sae_faithful import LanguageModel, Progress, UsageError, derive_seed
 from sae_faithful_plugins.autointerp.assistants import MALFORMED, TOO_LONG, Message
 from sae_faithful_plugins.autointerp.scoring import Missing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sae_faithful_plugins.autointerp.assistants import Cloze, Question, Weights
     from sae_faithful_plugins.autointerp.cache import ReplyCache
+
+Asked = TypeVar("Asked")
+Reply = TypeVar("Reply")
 
 
 @dataclass(eq=False)
@@ -47,7 +50,7 @@ class LocalAssistant:
 
     def answer(self, questions: Sequence[Question]) -> list[str | Missing]:
         """See `Assistant`."""
-        return [self._answer(one) for one in questions]
+        return _counted("autointerp: answering", self._answer, questions)
 
     def highest_number(self) -> int | None:
         """See `Assistant`."""
@@ -60,7 +63,7 @@ class LocalAssistant:
 
     def weigh(self, clozes: Sequence[Cloze]) -> list[Weights | Missing]:
         """See `Assistant`: one forward each."""
-        return [self._weigh(one) for one in clozes]
+        return _counted("autointerp: weighing", self._weigh, clozes)
 
     @cached_property
     def _number_ids(self) -> dict[int, int]:
@@ -175,3 +178,13 @@ class LocalAssistant:
     @property
     def _templated(self) -> bool:
         return getattr(self.model.tokenizer, "chat_template", None) is not None
+
+
+def _counted(what: str, ask: Callable[[Asked], Reply], questions: Sequence[Asked]) -> list[Reply]:
+    """A reply for each, one after the other."""
+    replies: list[Reply] = []
+    with Progress(what, len(questions), "replies") as progress:
+        for question in questions:
+            replies.append(ask(question))
+            progress.update()
+    return replies

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, FeatureTable, Work, derive_seed, hash_file, hookimpl
+from sae_faithful import Artifact, FeatureTable, Progress, Work, derive_seed, hash_file, hookimpl
 from sae_faithful_plugins.ioi_patching.prompts import Pair, draw_ioi, read_pairs, tokenize_pairs
 from sae_faithful_plugins.ioi_patching.selection import set_sizes
 
@@ -132,16 +132,21 @@ class IOIPatching:
         # Before the long part: one who reads it may stop.
         log.info("%s", task_sentence(rows))
         series = []
-        for handle in context.handles_at(self.hooks, self.variants):
-            one, columns = experiment.measure(handle, handle.hook, handle.d_sae, handle.identity)
-            series.append(one)
-            yield FeatureTable(handle=handle, columns=columns)
-        for moments in observers:
-            for name, coder, n in self._components(moments, context):
-                where = {"source": moments.source, "hook": moments.hook, "variant": name, "seed": None}
-                one, _ = experiment.measure(coder, moments.hook, n, where)
-                one.comparison = True
+        handles = context.handles_at(self.hooks, self.variants)
+        n_compared = sum(len(self._compared(context, one.source, one.hook)) for one in observers)
+        with Progress("ioi_patching: curves", len(handles) + n_compared, "decompositions") as progress:
+            for handle in handles:
+                one, columns = experiment.measure(handle, handle.hook, handle.d_sae, handle.identity)
                 series.append(one)
+                yield FeatureTable(handle=handle, columns=columns)
+                progress.update()
+            for moments in observers:
+                for name, coder, n in self._components(moments, context):
+                    where = {"source": moments.source, "hook": moments.hook, "variant": name, "seed": None}
+                    one, _ = experiment.measure(coder, moments.hook, n, where)
+                    one.comparison = True
+                    series.append(one)
+                    progress.update()
         rows += rows_of_series(series, experiment.unpatched, context.seed)
         yield from rows
         yield Artifact(name="curves", kind="json", content=curves(series, experiment, texts))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Artifact, FeatureTable, Work, derive_seed, hookimpl
+from sae_faithful import Artifact, FeatureTable, Progress, Work, derive_seed, hookimpl
 from sae_faithful_plugins.probing.tasks import check_readable, load_task, parse_tasks
 
 if TYPE_CHECKING:
@@ -141,10 +141,12 @@ class ProbedTask:
         for hook in dict.fromkeys(handle.hook for handle in self.context.handles):
             yield from self.scored.shared_rows(self._probes_of_hook(pooled, hook), hook=hook)
         keys: dict[tuple[str, str, str, int], dict[str, Key]] = {}
-        for handle in self.context.handles:
-            keys[handle.key] = own = self._probes_of_sae(pooled, pooled.keys(handle))
-            yield from self.scored.rows_of_sae(handle, own)
-            yield self._ranking(pooled, handle, own["latents"])
+        with Progress(f"probing: {task.name}", len(self.context.handles), "SAEs") as progress:
+            for handle in self.context.handles:
+                keys[handle.key] = own = self._probes_of_sae(pooled, pooled.keys(handle))
+                yield from self.scored.rows_of_sae(handle, own)
+                yield self._ranking(pooled, handle, own["latents"])
+                progress.update()
         yield from self.scored.rows_of_sources(keys)
 
     def _text_floors(self, ids: Sequence[Sequence[int]]) -> dict[str, Key]:
