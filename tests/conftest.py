@@ -60,6 +60,18 @@ def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     wandb.teardown()
 
 
+@pytest.fixture(autouse=True)
+def log_as_at_the_start() -> Generator[None]:
+    """The command line sets the level of what is said, and where it goes, for the whole process."""
+    import logging
+
+    logger = logging.getLogger("sae_faithful")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    level, logger.propagate, logger.handlers = before
+    logger.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of SmolLM2-135M, converted once for all tests: about half a minute."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sae_faithful import PluginManager, SourceRequest, TokenSet
 
 COMMAND = str(Path(sys.executable).parent / "sae-faithful")
-VERBS = ("run", "generate", "train", "evaluate", "report", "plugins")
+VERBS = ("run", "generate", "train", "evaluate", "report", "push", "plugins")
 GO_ON = "interrupted; run the same command again to go on"
 
 

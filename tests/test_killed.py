@@ -18,8 +18,8 @@ KILLS = int(os.environ.get("KILLS", "4"))
 COMMAND = Path(sys.executable).with_name("sae-faithful")
 
 # What may differ between two runs of one config: SAELens's record of its runner says which SAEs were trained
-# together, and after a kill those already in their place are not trained again.
-UNCOMPARED = {".lock", "runner_cfg.json"}
+# together, and after a kill those already in their place are not trained again; and how long everything took.
+UNCOMPARED = {".lock", "runner_cfg.json", "timings.json"}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -237,7 +237,12 @@ def test_flaw_a_zero_row_gives_no_nan(share: Callable[..., Any]) -> None:
     table = measured.features.set_index(["seed", "latent"])
     assert table.loc[(1, 3), "it.stability"] == 0
     assert table.loc[(0, 3), "it.mean_matched_cosine"] == 0
-    assert table.notna().all().all()
+    matches = [f"it.{name}.seed{seed}" for name in ("match", "matched_cosine") for seed in (0, 1)]
+    assert table.drop(columns=matches).notna().all().all()
+    # The row of length zero is like no direction, and one of the others is left over: neither has a match.
+    for seed, other in ((0, 1), (1, 0)):
+        assert table.loc[seed, f"it.match.seed{other}"].isna().sum() == 1
+        assert table.loc[seed, f"it.match.seed{seed}"].isna().all()
 
 
 def test_flaw_the_matrix_of_cosines_is_never_held(
@@ -705,7 +710,7 @@ def test_without_nulls_there_are_no_null_rows_and_the_reading_says_so(share: Cal
 def test_without_the_papers_threshold_there_is_no_reading(share: Callable[..., Any]) -> None:
     measured = share(axes(0, 1), axes(0, 2), thresholds=[0.5])
     assert sfr(measured, 0.5) == 0.5
-    assert not (measured.folder / "artifacts").exists()
+    assert not (measured.folder / "artifacts" / "reading.txt").exists()
 
 
 def test_the_null_is_seeded(plant: Callable[..., Any], measure: Callable[..., Any]) -> None:
