@@ -75,12 +75,12 @@ def run(
         raise UsageError(f"unknown step '{until}'; choices: {', '.join(STOPS)}")
     plugins = plugins or load_plugins()
     register_architectures(plugins)
-    model = LanguageModel.from_config(config, config.hook_names, override_model)
-    plan = make_plan(config, plugins, model)
-    folder = RunFolder(output or config.output_path or "output")
-    folder.check_settings(steps_by_settings(plan, model))
-    _set_threads(config)
     with interruption.recorded(), libraries_as_well():
+        model = LanguageModel.from_config(config, config.hook_names, override_model)
+        plan = make_plan(config, plugins, model)
+        folder = RunFolder(output or config.output_path or "output")
+        folder.check_settings(steps_by_settings(plan, model))
+        _set_threads(config)
         timings = _announce(plan, config, model, folder, until)
         with folder.locked(), kept(timings), one_experiment():
             folder.clear_partial()
@@ -107,20 +107,20 @@ def dry_run(
     """
     plugins = plugins or load_plugins()
     register_architectures(plugins)
-    model = LanguageModel.from_config(config, config.hook_names, override_model)
-    try:
-        plan = make_plan(config, plugins, model)
-    except ModelUnreadable as error:
-        if not may_be_on_hub(model.name):
-            raise
-        model = UnreadableModel(
-            name=model.name, class_name=model.class_name, hooks=model.hooks, reason=str(error)
-        )
-        plan = make_plan(config, plugins, model)
-    folder = RunFolder(output or config.output_path or "output")
-    folder.check_settings(steps_by_settings(plan, model))
-    _set_threads(config)
     with libraries_as_well():
+        model = LanguageModel.from_config(config, config.hook_names, override_model)
+        try:
+            plan = make_plan(config, plugins, model)
+        except ModelUnreadable as error:
+            if not may_be_on_hub(model.name):
+                raise
+            model = UnreadableModel(
+                name=model.name, class_name=model.class_name, hooks=model.hooks, reason=str(error)
+            )
+            plan = make_plan(config, plugins, model)
+        folder = RunFolder(output or config.output_path or "output")
+        folder.check_settings(steps_by_settings(plan, model))
+        _set_threads(config)
         return plan_text(estimate(plan, config, model, folder, until), config, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import shutil
 import tempfile
@@ -10,9 +11,11 @@ import textwrap
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from sae_faithful.hashing import hash_file, hash_settings
 from sae_faithful.interfaces import ModelUnreadable, UsageError
+from sae_faithful.progress import draws_bars
 from sae_faithful.run_folder import cache_dir
 
 if TYPE_CHECKING:
@@ -215,19 +218,23 @@ def _package_version(name: str) -> str:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from tqdm.auto import tqdm
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Two processes may convert at once: each into its own folder, the first to finish wins.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".partial-{folder.name}-") as name:
         partial = Path(name) / "model"
-        # Without dequantize=True the model cannot be saved.
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
+        # transformers has no switch for this bar.
+        bar = functools.partial(tqdm, disable=not draws_bars())
+        with mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", bar, create=True):
+            # Without dequantize=True the model cannot be saved.
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
         try:
