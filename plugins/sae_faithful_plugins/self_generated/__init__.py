@@ -41,7 +41,8 @@ class SelfGenerated:
     max_new_tokens: int | None = None
     """Longest sample; default: what fits a row after the prompt."""
     batch_size: int | Literal["auto"] = "auto"
-    """Samples drawn at once, one shard; `auto` measures a few sizes and takes the fastest that fits."""
+    """Samples drawn at once, one shard; `auto` measures a few sizes and takes the one that has `n_tokens`
+    soonest: a shard is drawn whole."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Weights while sampling; default: as the experiment's model."""
 

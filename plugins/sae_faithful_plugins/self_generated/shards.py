@@ -113,7 +113,7 @@ def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: 
     if kept is not None:
         return kept
     rates = _measure(_sizes(sampler, request), sampler)
-    best = pick_batch_size(rates)
+    best = pick_batch_size({size: rate * _wanted(size, sampler, request) for size, rate in rates.items()})
     log.info(
         "batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best
     )
@@ -137,6 +137,12 @@ def _sizes(sampler: Sampler, request: SourceRequest) -> list[int]:
     # A batch that draws more than was asked for is wasted.
     enough = max(BATCH_SIZES[0], request.n_tokens // sampler.max_new_tokens)
     return [size for size in BATCH_SIZES if size <= enough]
+
+
+def _wanted(size: int, sampler: Sampler, request: SourceRequest) -> float:
+    """The share of the tokens in shards of so many samples, each as long as it may be, that was asked for."""
+    shard = size * (sampler.max_new_tokens + len(sampler.prompt_ids))
+    return request.n_tokens / (shard * -(-request.n_tokens // shard))
 
 
 def pick_batch_size(rates: dict[int, float]) -> int:

@@ -259,6 +259,18 @@ def test_the_batch_size_that_auto_found_is_recorded_and_used_again(
     assert resolve_batch_size("auto", other, request) == 16
 
 
+def test_auto_counts_what_a_last_shard_draws_in_vain(
+    sampler: Sampler, make_request: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of 7 tokens. For 480 tokens 32 samples at once take 3 shards, 672 tokens; 64 take 2, 896 tokens."""
+    monkeypatch.setattr(shards_module, "_measure", lambda sizes, sampler: {16: 90.0, 32: 150.0, 64: 190.0})
+    # 560 / 90 = 6.2 s, 672 / 150 = 4.5 s, 896 / 190 = 4.7 s.
+    assert resolve_batch_size("auto", sampler, make_request(n_tokens=480)) == 32
+    # 448 tokens are exactly two shards of 32 or one of 64: 3.0 s and 2.4 s.
+    other = make_request(n_tokens=448, cache_dir=Path(make_request().cache_dir) / "b")
+    assert resolve_batch_size("auto", sampler, other) == 64
+
+
 def test_auto_tries_no_batch_that_draws_more_than_was_asked_for(
     sampler: Sampler, make_request: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
