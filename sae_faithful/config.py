@@ -67,6 +67,9 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     typicality_tokens: int = 200_000
     """At most so many tokens of each source and dataset are scored for its typicality gap."""
 
+    exact_resume: bool = True
+    """Whether a training that goes on from a checkpoint reads all used texts again, so that its SAEs are those of an
+    undisturbed one; without, SAELens's cheaper way, and `resumed.json` beside the SAEs says so."""
     threads: int | None = None
     """PyTorch's CPU threads; default: PyTorch's own choice. Results are bit-identical at equal thread counts."""
     fused_adam: bool = False

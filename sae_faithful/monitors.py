@@ -150,6 +150,20 @@ class Monitors:
         """`seconds` by those that training itself took; known when it is over."""
         return self.seconds / self._training
 
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, for a checkpoint."""
+        costs = {name: {"seconds": one.seconds, "left_out": one.left_out} for name, one in self.costs.items()}
+        trained = time.monotonic() - self._started - self.seconds
+        return {"calls": self._calls, "rows": self.rows, "costs": costs, "training_seconds": trained}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's `state`, with the monitors that it knows."""
+        self._calls, self.rows = state["calls"], list(state["rows"])
+        for name, one in state["costs"].items():
+            if name in self.costs:
+                self.costs[name] = Cost(list(one["seconds"]), one["left_out"])
+        self._started = time.monotonic() - self.seconds - state["training_seconds"]
+
     def report_cost(self) -> None:
         """Say what the monitors cost, where there are any."""
         if not self.watch.evaluators:

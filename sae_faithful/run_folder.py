@@ -96,6 +96,11 @@ class RunFolder:
         return self.root / "comparison.html"
 
     @property
+    def checkpoints_dir(self) -> Path:
+        """SAELens's checkpoints, by source."""
+        return self.root / "checkpoints"
+
+    @property
     def monitors_dir(self) -> Path:
         """What monitors measured inside training, and what they cost, by source."""
         return self.root / "monitors"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sae_lens import LanguageModelSAETrainingRunner
 
 from sae_faithful.architectures import register_architectures
+from sae_faithful.checkpoints import CheckpointedTraining
 from sae_faithful.config import ExperimentConfig
 from sae_faithful.data import load_tokens
 from sae_faithful.interfaces import UsageError
@@ -84,6 +85,8 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
         mark_random_init(self.sae, model)
         guard_against_nan(self.sae, planned.name)
         choose_adam(self, fused=experiment.fused_adam)
+        # Its checkpoints are SAELens's own; what is wanted here is that a Ctrl-C is heard between steps.
+        CheckpointedTraining(self, None)
 
     def run(self) -> Any:
         """Train and save as SAELens does; returns the trained SAE."""

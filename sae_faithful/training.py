@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from sae_faithful import interruption
+from sae_faithful.checkpoints import CheckpointedTraining, Checkpoints
 from sae_faithful.interfaces import RunError
 from sae_faithful.monitors import Monitors
 from sae_faithful.optimizer import choose_adam
 from sae_faithful.progress import Progress
-from sae_faithful.run_folder import PARTIAL_PREFIX
+from sae_faithful.run_folder import PARTIAL_PREFIX, write_json
 from sae_faithful.saelens_wandb import logging_to
 from sae_faithful.timings import timed
 from sae_faithful.wandb_run import open_wandb_run
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RESUMED_FILE = "resumed.json"
+"""Beside an SAE whose training was gone on with inexactly: where."""
 NAN_CHECK_INTERVAL = 50
 """Steps between looks at the device for a bad loss; each look waits for the device."""
 
@@ -91,6 +94,10 @@ def train_source(
         _name_run(runner.cfg, source, config, folder)
         choose_adam(runner, fused=config.fused_adam)
         monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in missing})
+        training = CheckpointedTraining(
+            runner,
+            _checkpoints(source, missing, config, folder, inputs, monitors) if config.n_checkpoints else None,
+        )
         with contextlib.ExitStack() as stack:
             if config.logger.log_to_wandb:
                 stack.enter_context(_logged(runner, source, _trained(runner, missing), folder))
@@ -102,7 +109,7 @@ def train_source(
     if monitors is not None:
         monitors.report_cost()
         monitors.write(folder.monitors_dir)
-    _keep(partial, missing, source, folder, inputs)
+    _keep(partial, missing, source, folder, inputs, [] if config.exact_resume else training.resumed_at)
 
 
 def initialise(saes: Sequence[PlannedSAE]) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def mark_random_init(sae: Any, model: LanguageModel) -> None:
 
 
 def guard_against_nan(sae: Any, name: str) -> None:
-    """Make `sae`'s training stop with a clear error at the first loss that is not finite, and at a lost Ctrl-C."""
+    """Make `sae`'s training stop with a clear error at the first loss that is not finite."""
     import torch
 
     forward = sae.training_forward_pass
@@ -161,7 +168,6 @@ def guard_against_nan(sae: Any, name: str) -> None:
     look_uncompiled = torch.compiler.disable(look)
 
     def checked_forward(step_input: Any) -> Any:
-        interruption.check()
         output = forward(step_input)
         look_uncompiled(output.loss, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
         return output
@@ -243,18 +249,39 @@ def _name_run(cfg: Any, source: str, config: ExperimentConfig, folder: RunFolder
     if logger.wandb_id is not None:
         logger.wandb_id = f"{logger.wandb_id}-{source}"
     # SAELens appended a random id; without checkpoints to write, an interruption must not write one either.
-    cfg.checkpoint_path = str(folder.root / "checkpoints" / source) if config.n_checkpoints else None
+    cfg.checkpoint_path = str(folder.checkpoints_dir / source) if config.n_checkpoints else None
+
+
+def _checkpoints(
+    source: str, saes: Sequence[PlannedSAE], config: ExperimentConfig, folder: RunFolder,
+    inputs: Mapping[str, Any], monitors: Monitors | None,
+) -> Checkpoints:  # fmt: skip
+    """Those of these SAEs, trained as they would be now."""
+    import torch
+    from sae_lens import __version__ as sae_lens_version
+
+    made_with = {
+        "saes": {sae.name: sae.step(source, inputs).hash for sae in saes},
+        "threads": torch.get_num_threads(),
+        "device": str(config.device),
+        "torch": torch.__version__,
+        "sae-lens": sae_lens_version,
+    }
+    return Checkpoints(folder.checkpoints_dir / source, made_with, exact=config.exact_resume, beside=monitors)
 
 
 def _keep(
-    partial: Path, saes: Sequence[PlannedSAE], source: str, folder: RunFolder, inputs: Mapping[str, Any]
-) -> None:
+    partial: Path, saes: Sequence[PlannedSAE], source: str, folder: RunFolder, inputs: Mapping[str, Any],
+    resumed_at: Sequence[int],
+) -> None:  # fmt: skip
     """Move every trained SAE to its place; each move is whole."""
     shared = partial / "runner_cfg.json"
     for sae in saes:
         trained = partial / sae.name
         if shared.exists():
             shutil.copy(shared, trained)
+        if resumed_at:
+            write_json(trained / RESUMED_FILE, {"exact": False, "after_tokens": list(resumed_at)})
         folder.adopt(trained, sae.step(source, inputs))
     shutil.rmtree(partial)
 
