@@ -129,7 +129,7 @@ class CheckpointedTraining:
         trainer.save_checkpoint = lambda checkpoint_name, **options: self._save(
             trainer, save, checkpoint_name, **options
         )
-        with self._stopping_between_steps(trainer):
+        with self._stopping_between_steps():
             return self._train(trainer)
 
     def _go_on(self, trainer: Any, seal: Mapping[str, Any]) -> None:
@@ -192,7 +192,7 @@ class CheckpointedTraining:
         last.step = last_step
 
     @contextlib.contextmanager
-    def _stopping_between_steps(self, trainer: Any) -> Generator[None]:
+    def _stopping_between_steps(self) -> Generator[None]:
         """SAELens's handler raises wherever the program is; here it waits for the end of the step."""
         import sae_lens.llm_sae_training_runner as single_module
         import sae_lens.multi_sae_training_runner as multi_module
