@@ -8,6 +8,7 @@ written in the middle of a step; and resuming draws all batches again that were 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -125,10 +126,7 @@ class CheckpointedTraining:
         self._watch_steps()
         if self.checkpoints is None:
             return self._train(trainer)
-        save = trainer.save_checkpoint
-        trainer.save_checkpoint = lambda checkpoint_name, **options: self._save(
-            trainer, save, checkpoint_name, **options
-        )
+        trainer.save_checkpoint = functools.partial(self._save, trainer, trainer.save_checkpoint)
         with self._stopping_between_steps():
             return self._train(trainer)
 
