@@ -15,6 +15,7 @@ from sae_faithful.experiment import collect_results
 from sae_faithful.interfaces import EvalContext, UsageError
 from sae_faithful.language_model import LanguageModel
 from sae_faithful.plan import Plan, plan_evaluators, plan_text, source_from_spec
+from sae_faithful.progress import libraries_as_well
 from sae_faithful.registry import load_plugins
 from sae_faithful.report import write_report
 from sae_faithful.run_folder import RunFolder, write_json
@@ -42,6 +43,7 @@ class MeasuredOn:
     typicality_tokens: int
 
 
+@libraries_as_well()
 def evaluate_saes(
     saes: Sequence[str],
     sources: Mapping[str, Mapping[str, Any]],
