@@ -22,6 +22,7 @@ from sae_faithful.hashing import hash_file
 from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json
+from sae_faithful.steps import ESTIMATED_NORMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -253,8 +254,7 @@ class CheckpointedTraining:
     def _n_batches_before(self) -> int:
         """Batches that an estimate of a norm took before the first step."""
         estimated = any(
-            trainer.sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening")
-            for trainer in self._trainers
+            trainer.sae.cfg.normalize_activations in ESTIMATED_NORMS for trainer in self._trainers
         )
         return self._runner.cfg.n_batches_for_norm_estimate if estimated else 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from sae_faithful import UsageError, hookimpl, load_plugins
 from sae_faithful.cli import main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     from click.testing import Result
 
@@ -29,15 +28,6 @@ if TYPE_CHECKING:
 COMMAND = str(Path(sys.executable).parent / "sae-faithful")
 VERBS = ("run", "generate", "train", "evaluate", "report", "push", "plugins")
 GO_ON = "interrupted; run the same command again to go on"
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Generator[None]:
-    """The command line sets up logging for its process, which here is the tests'."""
-    logger = logging.getLogger("sae_faithful")
-    kept = (logger.handlers, logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = kept
 
 
 @pytest.fixture

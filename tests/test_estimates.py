@@ -36,7 +36,7 @@ from sae_faithful.run_folder import RunFolder
 from sae_faithful.timings import PASSES, read_timings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
 EVALUATORS = [
     "shared_features",
@@ -48,15 +48,6 @@ STEPS = [
     "data/faithful", "references/uniform_random_tokens", "saes/faithful", PASSES, "results/shared_features",
     "results/fake_features", "results/reconstruction", "results/ood_score", "report",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Generator[None]:
-    """The command line sets up logging for its process, which here is the tests'."""
-    logger = logging.getLogger("sae_faithful")
-    kept = (logger.handlers, logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = kept
 
 
 def planned(config: dict[str, Any], plugins: Any = None, until: str = "results") -> tuple[Estimate, Any, Any]:

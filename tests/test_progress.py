@@ -14,7 +14,7 @@ import sys
 import termios
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -22,18 +22,6 @@ from click.testing import CliRunner
 
 from sae_faithful import ExperimentConfig, Progress, interruption, progress, run
 from sae_faithful.progress import about, exactly, libraries_as_well, silenced
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Generator[None]:
-    """The command line sets up logging for its process, which here is the tests'."""
-    logger = logging.getLogger("sae_faithful")
-    kept = (logger.handlers, logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = kept
 
 
 class Clock:
