@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
 
 from sae_faithful import interruption
-from sae_faithful.hashing import hash_file
+from sae_faithful.hashing import first_damage, hash_files
 from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json
@@ -68,7 +68,7 @@ class Checkpoints:
             if path.name.startswith(FINAL):
                 continue
             seal = _read_seal(path)
-            damaged = "it was not finished" if seal is None else _damage(path, seal)
+            damaged = "it was not finished" if seal is None else first_damage(path, seal["files"])
             if damaged is not None:
                 log.warning("checkpoint %s is left out: %s", path, damaged)
                 shutil.rmtree(path, ignore_errors=True)
@@ -243,11 +243,7 @@ class CheckpointedTraining:
             "last_batch": _hash_of(self._batch),
             "resumed_at": self.resumed_at,
             "beside": None if beside is None else beside.state(),
-            "files": {
-                file.relative_to(path).as_posix(): hash_file(file)
-                for file in sorted(path.rglob("*"))
-                if file.is_file() and file.name != SEAL
-            },
+            "files": hash_files(path, leave_out=SEAL),
         }
         write_json(path / SEAL, seal)
 
@@ -274,17 +270,6 @@ def _read_seal(path: Path) -> dict[str, Any] | None:
         return json.loads((path / SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _damage(path: Path, seal: Mapping[str, Any]) -> str | None:
-    """The first file that is not as it was written."""
-    for name, checksum in seal["files"].items():
-        file = path / name
-        if not file.exists():
-            return f"{name} is missing"
-        if hash_file(file) != checksum:
-            return f"{name} does not match its checksum"
-    return None
 
 
 def _hash_of(batch: torch.Tensor | None) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sae_faithful import __version__, progress
+from sae_faithful.faults import fault
 from sae_faithful.interfaces import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -29,16 +30,19 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (UsageError, RunError) as error:
-            if ctx.params.get("debug"):
-                raise
-            _close_progress_bars()
-            click.echo(f"error: {error}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUN)
         except (KeyboardInterrupt, click.Abort):
             _close_progress_bars()
             click.echo("\ninterrupted; run the same command again to go on", err=True)
             sys.exit(EXIT_INTERRUPTED)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except Exception as error:
+            line = str(error) if isinstance(error, UsageError | RunError) else fault(error)
+            if line is None or ctx.params.get("debug"):
+                raise
+            _close_progress_bars()
+            click.echo(f"error: {line}", err=True)
+            sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUN)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful.faults import is_out_of_memory, out_of_memory_named
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import EvalResult, RunError
 from sae_faithful.metrics.typicality import TypicalityGap, typicality_gap
@@ -67,7 +68,12 @@ def prepare_texts(
             log.info("data/%s: reused", planned.name)
         else:
             log.info("data/%s: %s tokens from %s", planned.name, f"{planned.n_tokens:,}", planned.plugin)
-            with timed(f"data/{planned.name}"):
+            kind = "sources" if planned.trained_on else "datasets"
+            advice = (
+                f"what is drawn depends on the batch, so it is not made smaller on the way; lower "
+                f"{kind}.{planned.name}.batch_size, if {planned.plugin} has one"
+            )
+            with timed(f"data/{planned.name}"), out_of_memory_named(f"making data/{planned.name}", advice):
                 _write_text(planned, config, model, folder, step)
         texts[planned.name] = open_text(folder.data_dir(planned.name))
     if plan.texts:
@@ -171,15 +177,20 @@ def measure_typicality(
     # Similar lengths together waste little on padding; the order does not matter to sums.
     chosen.sort(key=len)
     parts: list[tuple[np.ndarray, ...]] = []
-    start = 0
+    start, at_once = 0, TOKENS_PER_FORWARD
     progress = Progress(f"typicality of {name}", len(chosen), "documents")
     while start < len(chosen):
-        size = max(1, TOKENS_PER_FORWARD // len(chosen[min(start + 1, len(chosen) - 1)]))
+        size = max(1, at_once // len(chosen[min(start + 1, len(chosen) - 1)]))
         batch = chosen[start : start + size]
-        parts += [
-            (*scores, np.full(len(scores[0]), start + i))
-            for i, scores in enumerate(_score(batch, prompt_length, model))
-        ]
+        try:
+            scored_batch = _score(batch, prompt_length, model)
+        except Exception as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+            at_once //= 2
+            log.warning("out of memory: scoring %s %d tokens at a time", name, at_once)
+            continue
+        parts += [(*scores, np.full(len(scores[0]), start + i)) for i, scores in enumerate(scored_batch)]
         start += len(batch)
         progress.update(len(batch))
     progress.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_faithful.faults import is_out_of_memory, out_of_memory_named
 from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError
 from sae_faithful.plan import in_reading_order
 from sae_faithful.progress import Progress
@@ -39,6 +40,7 @@ FEATURES_FILE = "features.parquet"
 KEY = ["source", "hook", "variant", "seed", "latent"]
 LATENTS_PER_BATCH = 2**26
 """At most so many latents (256 MiB in float32) of one SAE are held at a time."""
+LESS_MEMORY = "measure fewer or smaller SAEs at once, or give the evaluator a smaller budget"
 
 
 @dataclass
@@ -79,9 +81,8 @@ def evaluate(
             log.info("results/%s: reused", planned.name)
         else:
             missing.append(planned)
-    observers = {planned.name: list(planned.evaluator.observers(context)) for planned in missing}
     begun = time.monotonic()
-    spent = observe([one for group in observers.values() for one in group], context, batch_rows, seqpos_slice)
+    observers, spent = _observed(missing, context, batch_rows, seqpos_slice)
     of_evaluator = {name: sum(spent.get(id(one), 0.0) for one in group) for name, group in observers.items()}
     if spent:
         took(PASSES, time.monotonic() - begun - sum(of_evaluator.values()))
@@ -90,7 +91,7 @@ def evaluate(
         begun = time.monotonic()
         step = steps[planned.name]
         features = merge_features({name: folder.result_dir(name) for name in planned.read_among(names)})
-        with folder.writing(step) as partial:
+        with folder.writing(step) as partial, out_of_memory_named(f"measuring {planned.name}", LESS_MEMORY):
             results = planned.evaluator.evaluate(replace(context, features=features), observers[planned.name])
             _write_results(planned.name, step.hash, results, partial)
         took(step.path, time.monotonic() - begun + of_evaluator[planned.name])
@@ -135,6 +136,50 @@ def merge_features(folders: Mapping[str, Path]) -> pd.DataFrame | None:
     return merged
 
 
+def _observed(
+    evaluators: Sequence[PlannedEvaluator],
+    context: EvalContext,
+    batch_rows: int,
+    seqpos_slice: tuple[int | None, ...],
+) -> tuple[dict[str, list[Observer]], dict[int, float]]:
+    """Every evaluator's observers after the passes, and the seconds that each took.
+
+    Where memory runs out all passes begin again in batches of half as many rows: an observer that has seen half
+    of a batch cannot forget it.
+    """
+    while True:
+        begun = time.monotonic()
+        observers = {planned.name: list(planned.evaluator.observers(context)) for planned in evaluators}
+        shown = [one for group in observers.values() for one in group]
+        try:
+            return observers, observe(shown, context, batch_rows, seqpos_slice)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            rows = max(_rows_at_once(one.tokens, context, batch_rows) for one in shown)
+            if rows == 1:
+                raise RunError(f"out of memory while measuring one row at a time; {LESS_MEMORY}") from error
+            batch_rows = rows // 2
+        # Out of the block above: the error's traceback holds the batch.
+        _free_memory(context.language_model.device)
+        log.warning(
+            "out of memory with %d rows at a time; measuring again with %d, which may change the last bits of "
+            "results (lost: %d s)", rows, batch_rows, time.monotonic() - begun,
+        )  # fmt: skip
+
+
+def _rows_at_once(tokens: TokenSet, context: EvalContext, batch_rows: int) -> int:
+    widest = max((handle.d_sae for handle in context.handles), default=1)
+    return max(1, min(batch_rows, LATENTS_PER_BATCH // (widest * max(1, tokens.context_size))))
+
+
+def _free_memory(device: str) -> None:
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _observe_tokens(
     tokens: TokenSet,
     observers: Sequence[Observer],
@@ -145,8 +190,7 @@ def _observe_tokens(
     import torch
 
     hooks = list(dict.fromkeys(observer.hook for observer in observers))
-    widest = max((handle.d_sae for handle in context.handles), default=1)
-    rows = max(1, min(batch_rows, LATENTS_PER_BATCH // (widest * tokens.context_size)))
+    rows = _rows_at_once(tokens, context, batch_rows)
     names = {id(held_out): name for name, held_out in context.held_out.items()}
     kept = np.zeros(tokens.context_size, bool)
     kept[slice(*seqpos_slice)] = True
@@ -159,6 +203,11 @@ def _observe_tokens(
             batch_tokens = torch.from_numpy(ids)
             activations = context.language_model.activations(batch_tokens, hooks)
             for hook in hooks:
+                if not bool(torch.isfinite(activations[hook].sum())):
+                    raise RunError(
+                        f"the model's activations at {hook} are not finite on {text}, rows {start:,} to "
+                        f"{start + len(ids) - 1:,}; load the model in another dtype (model_from_pretrained_kwargs)"
+                    )
                 device = activations[hook].device
                 batch = Batch(
                     batch_tokens.to(device), torch.from_numpy(mask).to(device), activations[hook], start

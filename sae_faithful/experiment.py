@@ -81,10 +81,11 @@ def run(
         folder = RunFolder(output or config.output_path or "output")
         folder.check_settings(steps_by_settings(plan, model))
         _set_threads(config)
-        timings = _announce(plan, config, model, folder, until)
-        with folder.locked(), kept(timings), one_experiment():
-            folder.clear_partial()
-            _do(plan, config, model, folder, plugins, until)
+        with folder.locked():
+            timings = _announce(plan, config, model, folder, until)
+            with kept(timings), one_experiment():
+                folder.clear_partial()
+                _do(plan, config, model, folder, plugins, until)
         log.info("run: took %s", exactly(sum(timings.seconds.values())))
     return folder
 

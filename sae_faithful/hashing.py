@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -24,6 +25,26 @@ def hash_file(path: Path) -> str:
     """First 16 hex digits of the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def hash_files(folder: Path, leave_out: str) -> dict[str, str]:
+    """`hash_file` of every file below `folder`, by its path there, but of those named `leave_out`."""
+    return {
+        file.relative_to(folder).as_posix(): hash_file(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != leave_out
+    }
+
+
+def first_damage(folder: Path, hashes: Mapping[str, str]) -> str | None:
+    """What is wrong with the first file that is not as it was when `hash_files` gave these."""
+    for name, hash_then in hashes.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if hash_file(file) != hash_then:
+            return f"{name} does not match its checksum"
+    return None
 
 
 def derive_seed(*parts: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful.hashing import hash_settings
+from sae_faithful.hashing import first_damage, hash_files, hash_settings
 from sae_faithful.interfaces import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
+
+log = logging.getLogger(__name__)
 
 STEP_FILE = "step.json"
 PARTIAL_PREFIX = ".partial-"
@@ -49,6 +52,8 @@ class RunFolder:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().absolute()
+        self._damage: dict[tuple[str, int], str | None] = {}
+        """What is wrong with steps whose files have been looked at, by path and when they were made."""
 
     @property
     def config_file(self) -> Path:
@@ -122,9 +127,11 @@ class RunFolder:
         return self.root / result_path(evaluator)
 
     def finished(self, step: Step) -> bool:
-        """Whether the step is done, with the same settings and inputs."""
+        """Whether the step is done, with the same settings and inputs, and its files are as they were written."""
         record = self._record(step)
-        return record is not None and record["hash"] == step.hash
+        return (
+            record is not None and record["hash"] == step.hash and self._is_whole(step.path, record["files"])
+        )
 
     def check_settings(self, steps: list[Step]) -> None:
         """Refuse to go on where a finished step was made with other settings.
@@ -159,11 +166,15 @@ class RunFolder:
 
     def adopt(self, folder: Path, step: Step) -> None:
         """Make `folder`, written whole inside the run folder, the step's outcome."""
-        write_json(
-            folder / STEP_FILE,
-            {"hash": step.hash, "settings": dict(step.settings), "inputs": dict(step.inputs)},
-        )
+        record = {
+            "hash": step.hash,
+            "settings": dict(step.settings),
+            "inputs": dict(step.inputs),
+            "files": hash_files(folder, leave_out=STEP_FILE),
+        }
+        write_json(folder / STEP_FILE, record)
         self.replace(folder, self.root / step.path)
+        self._damage[step.path, self._made_at(step.path)] = None
 
     @staticmethod
     def replace(folder: Path, target: Path) -> None:
@@ -213,10 +224,33 @@ class RunFolder:
                 file.truncate()
 
     def _record(self, step: Step) -> dict[str, Any] | None:
+        """What `adopt` wrote; None where the step has not been done, or no longer says what it is."""
         try:
-            return json.loads((self.root / step.path / STEP_FILE).read_text())
+            record = json.loads((self.root / step.path / STEP_FILE).read_text(encoding="utf-8"))
+            kinds = {"hash": str, "settings": dict, "inputs": dict, "files": dict}
+            if all(isinstance(record[key], kind) for key, kind in kinds.items()):
+                return record
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError):
+            pass
+        self._note_damage(step.path, f"{STEP_FILE} is damaged")
+        return None
+
+    def _is_whole(self, path: str, files: Mapping[str, str]) -> bool:
+        """Looked at once a process: all of a run's data are read for it."""
+        if (path, self._made_at(path)) not in self._damage:
+            self._note_damage(path, first_damage(self.root / path, files))
+        return self._damage[path, self._made_at(path)] is None
+
+    def _note_damage(self, path: str, damage: str | None) -> None:
+        key = path, self._made_at(path)
+        if damage is not None and key not in self._damage:
+            log.warning("%s: %s; it will be made again", self.root / path, damage)
+        self._damage[key] = damage
+
+    def _made_at(self, path: str) -> int:
+        return (self.root / path / STEP_FILE).stat().st_mtime_ns
 
 
 def data_path(name: str) -> str:

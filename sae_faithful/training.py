@@ -14,6 +14,7 @@ from unittest import mock
 
 from sae_faithful import interruption
 from sae_faithful.checkpoints import CheckpointedTraining, Checkpoints
+from sae_faithful.faults import out_of_memory_named
 from sae_faithful.interfaces import RunError
 from sae_faithful.monitors import Monitors
 from sae_faithful.optimizer import choose_adam
@@ -42,6 +43,10 @@ RESUMED_FILE = "resumed.json"
 """Beside an SAE whose training was gone on with inexactly: where."""
 NAN_CHECK_INTERVAL = 50
 """Steps between looks at the device for a bad loss; each look waits for the device."""
+LESS_MEMORY = (
+    "what is trained depends on the batches, so they are not made smaller on the way; lower train_batch_size_tokens, "
+    "store_batch_size_prompts or n_batches_in_buffer"
+)
 
 
 def train_source(
@@ -105,6 +110,7 @@ def train_source(
                 stack.enter_context(monitors.attached_to(runner))
             stack.enter_context(bars_as_ours(f"training {source}"))
             stack.enter_context(timed(f"saes/{source}"))
+            stack.enter_context(out_of_memory_named(f"training SAEs on {source}", LESS_MEMORY))
             run_seeded(runner, config.seed)
     if monitors is not None:
         monitors.report_cost()
@@ -153,15 +159,20 @@ def guard_against_nan(sae: Any, name: str) -> None:
 
     forward = sae.training_forward_pass
     # Kept on the loss's device: to look at every step would make every step wait for it.
-    first_bad = torch.tensor(-1)
+    first_bad, bad_input = torch.tensor(-1), torch.tensor(False)
 
-    def look(loss: torch.Tensor, step: int) -> None:
-        nonlocal first_bad
-        first_bad = first_bad.to(loss.device)
-        first_bad = torch.where(~torch.isfinite(loss.detach()) & (first_bad < 0), step, first_bad)
+    def look(loss: torch.Tensor, activations: torch.Tensor, step: int) -> None:
+        nonlocal first_bad, bad_input
+        first_bad, bad_input = first_bad.to(loss.device), bad_input.to(loss.device)
+        is_first = ~torch.isfinite(loss.detach()) & (first_bad < 0)
+        bad_input = torch.where(is_first, ~torch.isfinite(activations.sum()), bad_input)
+        first_bad = torch.where(is_first, step, first_bad)
         if (step % NAN_CHECK_INTERVAL == 0 or loss.device.type == "cpu") and int(first_bad) >= 0:
             raise RunError(
-                f"the loss of SAE {name} is not finite at training step {int(first_bad)}; lower lr"
+                f"the model's activations are not finite at training step {int(first_bad)} of SAE {name}; "
+                "load the model in another dtype (model_from_pretrained_kwargs)"
+                if bool(bad_input)
+                else f"the loss of SAE {name} is not finite at training step {int(first_bad)}; lower lr"
             )
 
     # SAELens's compile_sae compiles what is set here; the look stays outside the graph.
@@ -169,7 +180,7 @@ def guard_against_nan(sae: Any, name: str) -> None:
 
     def checked_forward(step_input: Any) -> Any:
         output = forward(step_input)
-        look_uncompiled(output.loss, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
+        look_uncompiled(output.loss, step_input.sae_in, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
         return output
 
     sae.training_forward_pass = checked_forward

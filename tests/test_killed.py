@@ -14,30 +14,10 @@ from typing import Any
 
 import pytest
 
+from .run_files import comparable_files, first_difference
+
 KILLS = int(os.environ.get("KILLS", "4"))
 COMMAND = Path(sys.executable).with_name("sae-faithful")
-
-# What may differ between two runs of one config: SAELens's record of its runner says which SAEs were trained
-# together, and after a kill those already in their place are not trained again; and how long everything took.
-UNCOMPARED = {".lock", "runner_cfg.json", "timings.json"}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in UNCOMPARED
-    }
-
-
-def comparable(contents: dict[str, bytes], folder: Path) -> dict[str, bytes]:
-    """Bytes, but for what says the same in other bytes: the run's own folder, and SAELens's JSON, whose keys
-    come in the order of a set."""
-    result = {name: content.replace(str(folder).encode(), b"RUN") for name, content in contents.items()}
-    for name in result:
-        if name.startswith("saes/") and name.endswith(".json"):
-            result[name] = json.dumps(json.loads(result[name]), sort_keys=True).encode()
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +74,11 @@ def undisturbed(
     folder = tmp_path_factory.mktemp("undisturbed")
     began = time.monotonic()
     finish(config_file, folder / "run", folder / "cache")
-    return comparable(files(folder / "run"), folder / "run"), time.monotonic() - began
+    return comparable_files(folder / "run"), time.monotonic() - began
 
 
 def assert_same(undisturbed: dict[str, bytes], run: Path) -> None:
-    again = comparable(files(run), run)
-    assert again.keys() == undisturbed.keys()
-    for name, content in undisturbed.items():
-        assert again[name] == content, name
+    assert first_difference(undisturbed, comparable_files(run)) is None
 
 
 def test_two_undisturbed_runs_agree_in_every_byte(
@@ -133,8 +110,8 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
 # One kill inside each kind of write, in the order in which a run comes to them: `before` the call, `after` it,
 # or `torn`: the file that it was given to write is cut in half.
 WRITES = (
-    ("sae_faithful_plugins.self_generated.shards:_write_documents", "torn"),
-    ("sae_faithful_plugins.self_generated.shards:_write_documents", "after"),
+    ("sae_faithful_plugins.self_generated.shards:_write_shard", "torn"),
+    ("sae_faithful_plugins.self_generated.shards:_write_shard", "after"),
     ("sae_faithful.tokens:TokenSet.save", "torn"),
     ("sae_faithful.run_folder:_sync", "torn"),  # JSON and text, aside
     ("sae_faithful.run_folder:RunFolder.replace", "before"),
@@ -216,11 +193,12 @@ def test_a_killed_generation_loses_at_most_one_shard(config_file: Path, tmp_path
     """Every whole shard that was on disk when the process died is used again, not drawn again."""
     process = start(config_file, tmp_path / "run", tmp_path / "cache")
     shards = tmp_path / "cache" / "self_generated"
-    while len(list(shards.rglob("shard-*.arrow"))) < 3 and process.poll() is None:
+    while len(list(shards.rglob("shard-*.sha256"))) < 3 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    before = {path: path.stat().st_mtime_ns for path in shards.rglob("shard-*.arrow")}
+    finished = [path.with_suffix(".arrow") for path in shards.rglob("shard-*.sha256")]
+    before = {path: path.stat().st_mtime_ns for path in finished}
     assert len(before) >= 3
     finish(config_file, tmp_path / "run", tmp_path / "cache")
     assert {path: path.stat().st_mtime_ns for path in before} == before

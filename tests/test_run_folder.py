@@ -15,7 +15,7 @@ from sae_faithful.interfaces import UsageError
 from sae_faithful.run_folder import RunFolder, Step, cache_dir, write_aside, write_json, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 HOLD_THE_LOCK = """
@@ -74,6 +74,42 @@ def test_a_written_step_stands_whole_in_its_place(folder: RunFolder) -> None:
         assert not folder.data_dir("news").exists()
     assert (folder.data_dir("news") / "train.arrow").read_text() == "tokens"
     assert files(folder.root) == ["data/news/step.json", "data/news/train.arrow"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda made: (made / "train.arrow").write_text("token"), "train.arrow does not match its checksum"),
+        (lambda made: (made / "deep" / "card.json").unlink(), "deep/card.json is missing"),
+        (lambda made: (made / "step.json").write_text('{"hash": '), "step.json is damaged"),
+        (lambda made: (made / "step.json").write_text("[]"), "step.json is damaged"),
+        (lambda made: (made / "step.json").write_bytes(b"\xff\xfe"), "step.json is damaged"),
+    ],
+    ids=["truncated", "missing", "half a record", "another record", "no text"],
+)
+def test_a_damaged_step_is_named_once_and_is_not_finished(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], named: str
+) -> None:
+    def write() -> None:
+        with folder.writing(step()) as partial:
+            (partial / "train.arrow").write_text("tokens")
+            (partial / "deep").mkdir()
+            (partial / "deep" / "card.json").write_text("{}")
+
+    write()
+    assert RunFolder(folder.root).finished(step())
+    damage(folder.data_dir("news"))
+    again = RunFolder(folder.root)
+    again.check_settings([step()])
+    assert not again.finished(step())
+    assert not again.finished(step())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder.data_dir('news')}: {named}; it will be made again"
+    ]
+    write()
+    assert RunFolder(folder.root).finished(step())
+    again.check_settings([step()])
+    assert again.finished(step())  # whoever made it again
 
 
 def test_a_step_that_fails_does_not_appear(folder: RunFolder) -> None:

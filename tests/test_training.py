@@ -202,11 +202,24 @@ class FakeSAE:
 def test_a_loss_that_is_not_finite_names_the_sae_and_the_step(bad: float) -> None:
     sae = FakeSAE([1.0, 2.0, bad])
     guard_against_nan(sae, "faithful/hook/base/seed3")
-    step = dataclasses.make_dataclass("Step", ["n_training_steps"])
-    sae.training_forward_pass(step(10))
-    sae.training_forward_pass(step(11))
-    with pytest.raises(RunError, match=r"SAE faithful/hook/base/seed3 is not finite at training step 12"):
-        sae.training_forward_pass(step(12))
+    step = dataclasses.make_dataclass("Step", ["n_training_steps", "sae_in"])
+    finite = torch.zeros(4, 3)
+    sae.training_forward_pass(step(10, finite))
+    sae.training_forward_pass(step(11, finite))
+    with pytest.raises(
+        RunError, match=r"SAE faithful/hook/base/seed3 is not finite at training step 12; lower lr"
+    ):
+        sae.training_forward_pass(step(12, finite))
+
+
+def test_activations_that_are_not_finite_are_told_from_a_diverging_sae() -> None:
+    sae = FakeSAE([float("nan")])
+    guard_against_nan(sae, "faithful/hook/base/seed3")
+    step = dataclasses.make_dataclass("Step", ["n_training_steps", "sae_in"])
+    activations = torch.zeros(4, 3)
+    activations[2, 1] = float("nan")
+    with pytest.raises(RunError, match=r"activations are not finite at training step 12 .*another dtype"):
+        sae.training_forward_pass(step(12, activations))
 
 
 def test_a_diverging_run_stops_with_the_sae_and_the_step(tiny_config: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Progress, Trial, Work, derive_seed, hash_settings
+from sae_faithful import Progress, RunError, Trial, Work, derive_seed, hash_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,10 +80,14 @@ class ShardCache:
     def shard(self, index: int) -> list[np.ndarray]:
         """Documents of one shard, from the cache or drawn now."""
         path = self.folder / f"shard-{index:06d}.arrow"
-        if not path.exists():
-            documents = self.sampler.sample(self.batch_size, derive_seed(self.seed, "self_generated", index))
-            _write_whole(path, lambda partial: _write_documents(partial, documents))
-        return _read_documents(path)
+        if path.exists():
+            content = path.read_bytes()
+            if _checksum(content, path.name) == _kept_checksum(path):
+                return _read_documents(content)
+            log.warning("%s does not match its checksum; it is drawn again", path)
+        documents = self.sampler.sample(self.batch_size, derive_seed(self.seed, "self_generated", index))
+        _write_shard(path, _as_arrow(documents))
+        return documents
 
 
 def generation_work(asked: int | Literal["auto"], sampler: Sampler, request: SourceRequest) -> Work:
@@ -130,7 +135,15 @@ def _batch_size_file(sampler: Sampler, request: SourceRequest) -> Path:
 
 def _kept_batch_size(sampler: Sampler, request: SourceRequest) -> int | None:
     path = _batch_size_file(sampler, request)
-    return int(json.loads(path.read_text())["batch_size"]) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return int(json.loads(path.read_text())["batch_size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}); it says which batch size the samples in the cache were drawn in: set "
+            "batch_size of the source to that of the run's config.json, or delete the file to measure again"
+        ) from error
 
 
 def _sizes(sampler: Sampler, request: SourceRequest) -> list[int]:
@@ -188,23 +201,47 @@ def _folder(cache_dir: Path) -> Path:
     return cache_dir / "self_generated"
 
 
-def _write_documents(path: Path, documents: list[np.ndarray]) -> None:
+def _as_arrow(documents: list[np.ndarray]) -> bytes:
     import pyarrow as pa
 
     offsets = np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int32)
     ids = np.concatenate(documents).astype(np.int32)
     table = pa.table({"input_ids": pa.ListArray.from_arrays(offsets, ids)})
-    with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
-def _read_documents(path: Path) -> list[np.ndarray]:
+def _read_documents(content: bytes) -> list[np.ndarray]:
     import pyarrow as pa
 
-    with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
+    with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
         column = reader.read_all()["input_ids"].combine_chunks()
     ids = column.flatten().to_numpy()
     return np.split(ids, column.offsets.to_numpy()[1:-1])
+
+
+def _write_shard(path: Path, content: bytes) -> None:
+    _write_whole(path, lambda partial: partial.write_bytes(content))
+    # Last: a shard without a checksum is one whose writer was stopped.
+    _write_whole(_checksum_file(path), lambda partial: partial.write_text(_checksum(content, path.name)))
+
+
+def _checksum(content: bytes, name: str) -> str:
+    """As `sha256sum` writes and checks it. Arrow may crash on damaged bytes: it is shown none."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _kept_checksum(path: Path) -> str | None:
+    try:
+        return _checksum_file(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

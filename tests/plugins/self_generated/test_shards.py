@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_faithful import derive_seed
+from sae_faithful import RunError, derive_seed
 from sae_faithful_plugins.self_generated import shards as shards_module
 from sae_faithful_plugins.self_generated.sampling import Sampler
 from sae_faithful_plugins.self_generated.shards import (
@@ -108,6 +108,53 @@ def test_shards_are_drawn_only_as_far_as_they_are_needed(make_cache: Callable[..
     assert len(list(cache.folder.glob("shard-*.arrow"))) == 2
 
 
+@pytest.mark.parametrize("file", ["shard-000001.arrow", "shard-000001.sha256"])
+@pytest.mark.parametrize("at", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("damage", ["truncated", "a bit", "a stretch"])
+def test_a_damaged_shard_is_named_and_drawn_again(
+    make_cache: Callable[..., ShardCache], caplog: pytest.LogCaptureFixture, damage: str, at: float, file: str
+) -> None:
+    cache = make_cache()
+    documents = take(cache, 2)
+    before = shard_bytes(cache)
+    path = cache.folder / file
+    whole = path.read_bytes()
+    place = int(at * len(whole))
+    if damage == "truncated":
+        path.write_bytes(whole[:place])
+    else:
+        length = 1 if damage == "a bit" else 40
+        changed = bytes(byte ^ 16 for byte in whole[place : place + length])
+        path.write_bytes(whole[:place] + changed + whole[place + length :])
+    caplog.set_level("WARNING", logger="sae_faithful")
+    assert same(take(cache, 2), documents)
+    assert "shard-000001.arrow does not match its checksum; it is drawn again" in caplog.text
+    assert shard_bytes(cache) == before
+    assert same(take(cache, 2), documents)
+
+
+def test_a_shard_whose_writer_died_before_its_checksum_is_drawn_again(
+    make_cache: Callable[..., ShardCache],
+) -> None:
+    cache = make_cache()
+    documents = take(cache, 2)
+    before = shard_bytes(cache)
+    (cache.folder / "shard-000001.sha256").unlink()
+    assert same(take(cache, 2), documents)
+    assert shard_bytes(cache) == before
+
+
+def test_a_damaged_note_of_the_batch_size_is_named(
+    sampler: Sampler, make_request: Callable[..., Any]
+) -> None:
+    request = make_request()
+    resolve_batch_size("auto", sampler, request)
+    [path] = (request.cache_dir / "self_generated").glob("batch-size-*.json")
+    path.write_text(path.read_text()[:9])
+    with pytest.raises(RunError, match=r"batch-size-.* is damaged .*delete the file"):
+        resolve_batch_size("auto", sampler, request)
+
+
 def test_a_deleted_shard_comes_back_with_the_same_bytes(make_cache: Callable[..., ShardCache]) -> None:
     cache = make_cache()
     take(cache, 4)
@@ -118,7 +165,7 @@ def test_a_deleted_shard_comes_back_with_the_same_bytes(make_cache: Callable[...
         (cache.folder / f"shard-{index:06d}.arrow").unlink()
     take(cache, 4)
     assert shard_bytes(cache) == before
-    assert len(before) == 4 + 1  # the settings beside them
+    assert len(before) == 2 * 4 + 1  # their checksums and the settings beside them
 
 
 def test_shards_drawn_in_another_order_have_the_same_bytes(make_cache: Callable[..., ShardCache]) -> None:
@@ -149,7 +196,7 @@ def test_generation_interrupted_between_shards_resumes_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         take(interrupted, 4)
     # Two were finished: the interruption cost no more than the one it was in.
-    assert sorted(path.name for path in interrupted.folder.glob("shard-*")) == [
+    assert sorted(path.name for path in interrupted.folder.glob("shard-*.arrow")) == [
         "shard-000000.arrow",
         "shard-000001.arrow",
     ]
@@ -164,20 +211,18 @@ def test_a_shard_cut_off_while_it_is_written_does_not_count(
 ) -> None:
     undisturbed, interrupted = make_cache("a"), make_cache("b")
     take(undisturbed, 3)
-    write = shards_module._write_documents
-    calls = 0
+    replace = Path.replace
 
-    def cut_off_second(path: Path, documents: list[np.ndarray]) -> None:
-        nonlocal calls
-        calls += 1
-        write(path, documents)
-        if calls == 2:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            raise KeyboardInterrupt
+    def cut_off(path: Path, target: Path) -> Path:
+        if target.name != "shard-000001.arrow":
+            return replace(path, target)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards_module, "_write_documents", cut_off_second)
-    with pytest.raises(KeyboardInterrupt):
-        take(interrupted, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            take(interrupted, 3)
     left = {path.name for path in interrupted.folder.iterdir()}
     assert "shard-000001.arrow" not in left
     assert any(name.startswith(".partial-") for name in left)
