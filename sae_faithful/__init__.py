@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sae_faithful.architectures import register_architectures
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.detokenizer import Detokenizer, marked
-    from sae_faithful.experiment import run
+    from sae_faithful.experiment import run, run_models
     from sae_faithful.hashing import derive_seed, hash_file, hash_settings
     from sae_faithful.interfaces import (
         ActivationBatch,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sae_faithful.run_folder import cache_dir
     from sae_faithful.runner import PluginTrainingRunner
     from sae_faithful.sae_handle import SAEHandle, name_of_sae
+    from sae_faithful.several_models import models_in_file
     from sae_faithful.smaller_sae import keep_latents
     from sae_faithful.source_request import SourceRequest
     from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
@@ -86,6 +87,7 @@ _HOMES = {
     "load_plugins": "registry",
     "logged_names": "wandb_names",
     "marked": "detokenizer",
+    "models_in_file": "several_models",
     "name_of_sae": "sae_handle",
     "open_wandb_run": "wandb_run",
     "own_texts": "interfaces",
@@ -93,6 +95,7 @@ _HOMES = {
     "register_architectures": "architectures",
     "row_batches": "tokens",
     "run": "experiment",
+    "run_models": "experiment",
     "special_token_mask": "tokens",
 }
 
@@ -134,6 +137,7 @@ __all__ = [
     "load_plugins",
     "logged_names",
     "marked",
+    "models_in_file",
     "name_of_sae",
     "open_wandb_run",
     "own_texts",
@@ -141,6 +145,7 @@ __all__ = [
     "register_architectures",
     "row_batches",
     "run",
+    "run_models",
     "special_token_mask",
 ]
 

@@ -65,7 +65,12 @@ def main(debug: bool, quiet: bool) -> None:
 
 
 def config_arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """FILE, --output, --set and --dry-run: what every command on a config takes."""
+    """FILE, --output, --set, --ray and --dry-run: what every command on a config takes."""
+    command = click.option(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="Place the work on a Ray cluster, or on worker processes here; the outcome is the same.",
+    )(command)
     command = click.option(
         "--dry-run", is_flag=True, help="Print the plan with its estimates of time and memory; do nothing."
     )(command)
@@ -84,7 +89,7 @@ def config_arguments(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @config_arguments
-def run(file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+def run(file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool, ray: str | None) -> None:
     """Run the whole experiment in FILE: data, SAEs, measurements, report.
 
     Finished steps are kept: run it again after an interruption, or with more sources, seeds or evaluators.
@@ -93,15 +98,17 @@ def run(file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bo
     """
     from sae_faithful.report import terminal_table
 
-    folder = _run(file, output, overrides, "results", dry_run)
-    if folder is None:
-        return
-    if not _quiet():
-        click.echo(f"{terminal_table(folder)}\n")
-    click.echo(
-        f"results: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}"
-        f"\nto look at: {folder.html_file.as_uri()}"
-    )
+    folders = _run(file, output, overrides, "results", dry_run, ray)
+    for folder in folders:
+        if not _quiet():
+            click.echo(f"{terminal_table(folder)}\n")
+        click.echo(
+            f"results: {folder.results_file}\nfeatures: {folder.features_file}\nreport: {folder.report_file}"
+            f"\nto look at: {folder.html_file.as_uri()}"
+        )
+    if len(folders) > 1:
+        page = folders[0].root.parent / "comparison.html"
+        click.echo(f"side by side: {page.as_uri()}")
 
 
 @main.command()
@@ -113,6 +120,7 @@ def generate(
     output: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
+    ray: str | None,
     repository: str | None,
     name: str | None,
 ) -> None:
@@ -122,28 +130,31 @@ def generate(
     """
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.hub import push_source, source_to_push
+    from sae_faithful.several_models import models_in_file
 
+    if repository is not None and models_in_file(file, overrides) is not None:
+        raise UsageError("--push-to-hub sends the data of one run; FILE has several models")
     if repository is not None and (sources := list(ExperimentConfig.from_file(file, overrides).sources)):
         # Before hours of generation, not after.
         name = source_to_push(sources, name)
-    folder = _run(file, output, overrides, "data", dry_run)
-    if folder is None:
-        return
-    for path in sorted(folder.root.glob("data/*/card.json")):
-        click.echo(f"data: {path.parent}")
-    if repository is not None:
-        click.echo(f"pushed: {push_source(folder, repository, name)}")
+    folders = _run(file, output, overrides, "data", dry_run, ray)
+    for folder in folders:
+        for path in sorted(folder.root.glob("data/*/card.json")):
+            click.echo(f"data: {path.parent}")
+        if repository is not None:
+            click.echo(f"pushed: {push_source(folder, repository, name)}")
 
 
 @main.command()
 @config_arguments
-def train(file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+def train(
+    file: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool, ray: str | None
+) -> None:
     """Make the datasets and SAEs of FILE, without measuring them.
 
     Example: sae-faithful train examples/quickstart.yaml --output runs/quickstart
     """
-    folder = _run(file, output, overrides, "saes", dry_run)
-    if folder is not None:
+    for folder in _run(file, output, overrides, "saes", dry_run, ray):
         click.echo(f"SAEs: {folder.root / 'saes'}")
 
 
@@ -297,17 +308,25 @@ def _close_progress_bars() -> None:
 
 
 def _run(
-    file: Path, output: Path | None, overrides: tuple[str, ...], until: str, dry_run: bool
-) -> RunFolder | None:
-    """The folder of what was done; None where it was only planned."""
+    file: Path, output: Path | None, overrides: tuple[str, ...], until: str, dry_run: bool, ray: str | None
+) -> list[RunFolder]:
+    """The folder of what was done, or those of the file's models; none where it was only planned."""
     from sae_faithful import experiment
     from sae_faithful.config import ExperimentConfig
+    from sae_faithful.several_models import models_in_file
 
+    configs = models_in_file(file, overrides)
+    if configs is not None:
+        root = output or next(iter(configs.values())).output_path or "output"
+        if dry_run:
+            click.echo(experiment.dry_run_models(configs, output=root, until=until))
+            return []
+        return list(experiment.run_models(configs, output=root, until=until, ray=ray).values())
     config = ExperimentConfig.from_file(file, overrides)
     if dry_run:
         click.echo(experiment.dry_run(config, output=output, until=until))
-        return None
-    return experiment.run(config, output=output, until=until)
+        return []
+    return [experiment.run(config, output=output, until=until, ray=ray)]
 
 
 def _quiet() -> bool:

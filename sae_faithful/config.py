@@ -16,6 +16,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
+from sae_faithful.resources import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,6 +73,9 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     undisturbed one; without, SAELens's cheaper way, and `resumed.json` beside the SAEs says so."""
     threads: int | None = None
     """PyTorch's CPU threads; default: PyTorch's own choice. Results are bit-identical at equal thread counts."""
+    ray: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What each worker is given where the work is placed on a Ray cluster: `workers`, `cpus_per_worker`,
+    `gpus_per_worker`, `max_retries`. Results do not depend on it."""
     fused_adam: bool = False
     """PyTorch's fused Adam kernel: one pass over the parameters in place of several; differs in rounding."""
 
@@ -87,6 +91,7 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         self.variants = dict(self.variants) or {BASE_VARIANT: {}}
         if self.baseline_tokens < 2:
             raise UsageError(f"baseline_tokens {self.baseline_tokens}: nothing can be fitted to fewer than 2")
+        check_resources(self.ray)
         if self.fused_adam and str(self.device).partition(":")[0] not in FUSED_ADAM_DEVICES:
             choices = ", ".join(FUSED_ADAM_DEVICES)
             raise UsageError(
@@ -108,6 +113,10 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
             UsageError: an unknown key, a value of the wrong type, an unknown architecture.
         """
         values = dict(cfg_dict)
+        if "models" in values:
+            raise UsageError(
+                "models: is for the commands and sae_faithful.run_models, which do a run for each of them"
+            )
         names = [entry.name for entry in dataclasses.fields(cls)]
         _refuse_unknown(values, names, "config field", "")
         if "sae" not in values:
@@ -208,6 +217,13 @@ def check_name(name: object) -> None:
     """UsageError for a name that cannot be a folder's."""
     if not NAME.fullmatch(str(name)):
         raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+
+
+def check_resources(fields: Mapping[str, Any]) -> None:
+    """UsageError for what a config's `ray` may not say."""
+    hints = get_type_hints(Resources)
+    _refuse_unknown(fields, list(hints), "field", "ray.")
+    Resources(**_coerce(fields, hints, "ray."))
 
 
 def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> Any:

@@ -63,22 +63,31 @@ def prepare_texts(
     """
     texts: dict[str, Text] = {}
     for planned in plan.texts:
-        step = planned.step(model.identity)
-        if folder.finished(step):
-            log.info("data/%s: reused", planned.name)
-        else:
-            log.info("data/%s: %s tokens from %s", planned.name, f"{planned.n_tokens:,}", planned.plugin)
-            kind = "sources" if planned.trained_on else "datasets"
-            advice = (
-                f"what is drawn depends on the batch, so it is not made smaller on the way; lower "
-                f"{kind}.{planned.name}.batch_size, if {planned.plugin} has one"
-            )
-            with timed(f"data/{planned.name}"), out_of_memory_named(f"making data/{planned.name}", advice):
-                _write_text(planned, config, model, folder, step)
+        prepare_text(planned, config, model, folder)
         texts[planned.name] = open_text(folder.data_dir(planned.name))
     if plan.texts:
-        _write_random_tokens_card(config, model, folder)
+        score_random_tokens(config, model, folder)
     return texts
+
+
+def prepare_text(planned: PlannedText, config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
+    """Load one source or dataset, if it is not on disk yet.
+
+    Raises:
+        RunError: the source gives rows the model cannot take, or too few of them.
+    """
+    step = planned.step(model.identity)
+    if folder.finished(step):
+        log.info("data/%s: reused", planned.name)
+        return
+    log.info("data/%s: %s tokens from %s", planned.name, f"{planned.n_tokens:,}", planned.plugin)
+    kind = "sources" if planned.trained_on else "datasets"
+    advice = (
+        f"what is drawn depends on the batch, so it is not made smaller on the way; lower "
+        f"{kind}.{planned.name}.batch_size, if {planned.plugin} has one"
+    )
+    with timed(f"data/{planned.name}"), out_of_memory_named(f"making data/{planned.name}", advice):
+        _write_text(planned, config, model, folder, step)
 
 
 def open_text(folder: Path) -> Text:
@@ -262,7 +271,8 @@ def _write_text(
         write_json(partial / TYPICALITY_FILE, _by_document(planned.name, gap))
 
 
-def _write_random_tokens_card(config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
+def score_random_tokens(config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
+    """Measure the typicality gap of uniform random tokens, if it is not on disk yet."""
     step = random_tokens_step(config, model)
     if folder.finished(step):
         return

@@ -84,12 +84,13 @@ class Asked:
 
 
 def estimate(
-    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, until: str = "results"
-) -> Estimate:
+    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, until: str = "results",
+    *, unmeasured: str | None = None,
+) -> Estimate:  # fmt: skip
     """Look at what is done, ask the plugins about the rest, and measure how fast this machine is at it.
 
-    Nothing is measured where every step is done, or where the model cannot be loaded; the reason is then in
-    `unknown`. No random state is changed.
+    Nothing is measured where every step is done, where the model cannot be loaded, or where `unmeasured` says why
+    not; the reason is then in `unknown`. No random state is changed.
 
     Raises:
         UsageError, RunError: a plugin says that it could not do its work.
@@ -98,7 +99,7 @@ def estimate(
     needs = needs_of(plan, model)
     with silenced():
         steps = list(_steps(plan, config, model, folder, until, asked, needs))
-        rates, unknown = Rates(), list(needs.unknown)
+        rates, unknown = Rates(), [*needs.unknown, *([unmeasured] if unmeasured else [])]
         if any(step.cost is not None and not step.reused for step in steps) and not unknown:
             try:
                 _ = model.model

@@ -21,7 +21,7 @@ from sae_faithful.timings import PASSES, took
 from sae_faithful.tokens import special_token_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -67,8 +67,9 @@ def evaluate(
     inputs: Mapping[str, Any],
     batch_rows: int,
     seqpos_slice: tuple[int | None, ...] = (None,),
+    only: Collection[str] | None = None,
 ) -> None:
-    """Run the evaluators that are not done yet and write what they yield.
+    """Run the evaluators that are not done yet and write what they yield; with `only`, those of these names.
 
     Raises:
         RunError: an evaluator yields something that is no result (the evaluator is named).
@@ -77,6 +78,8 @@ def evaluate(
     missing: list[PlannedEvaluator] = []
     names = [planned.name for planned in evaluators]
     for planned in in_reading_order(evaluators):
+        if only is not None and planned.name not in only:
+            continue
         if folder.finished(steps[planned.name]):
             log.info("results/%s: reused", planned.name)
         else:

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
-from sae_faithful.baselines import baseline_handle, fit_baselines
-from sae_faithful.data import Text, prepare_texts, typicality_results
+from sae_faithful.data import Text, typicality_results
 from sae_faithful.environment import environment
 from sae_faithful.estimates import estimate
-from sae_faithful.evaluation import evaluate, merge_features, read_rows, row_to_json
-from sae_faithful.interfaces import EvalContext, ModelUnreadable, UsageError
+from sae_faithful.evaluation import merge_features, read_rows, row_to_json
+from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.language_model import LanguageModel
 from sae_faithful.model_source import may_be_on_hub
-from sae_faithful.monitors import evaluation_rows, watch_texts
-from sae_faithful.plan import Plan, make_plan
+from sae_faithful.placement import Here, Placement
 from sae_faithful.plan_text import plan_text
 from sae_faithful.progress import exactly, libraries_as_well
+from sae_faithful.ray_placement import on_ray
 from sae_faithful.registry import load_plugins
-from sae_faithful.report import write_report
+from sae_faithful.report import write_comparison, write_report
 from sae_faithful.run_folder import RunFolder, write_aside, write_json, write_text
-from sae_faithful.sae_handle import SAEHandle
 from sae_faithful.stand_ins import UnreadableModel
-from sae_faithful.steps import (
-    baseline_inputs,
-    evaluation_inputs,
-    steps_by_settings,
-    training_inputs,
+from sae_faithful.steps import training_inputs
+from sae_faithful.timings import REPORT, timed
+from sae_faithful.units import (
+    Experiment,
+    FitBaselines,
+    MakeText,
+    ScoreRandomTokens,
+    TrainSource,
+    evaluator_units,
 )
-from sae_faithful.timings import REPORT, Timings, kept, timed
-from sae_faithful.training import train_source
-from sae_faithful.wandb_run import one_experiment
+from sae_faithful.wandb_run import group_of, one_experiment
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from transformer_lens.HookedTransformer import HookedRootModule
 
     from sae_faithful.config import ExperimentConfig
-    from sae_faithful.plan import TextSettings
+    from sae_faithful.placement import Rounds
+    from sae_faithful.plan import Plan, TextSettings
     from sae_faithful.registry import PluginManager
-    from sae_faithful.run_folder import Step
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ def run(
     plugins: PluginManager | None = None,
     override_model: HookedRootModule | None = None,
     until: str = "results",
+    ray: str | None = None,
 ) -> RunFolder:
     """Do what `config` says and return the folder that holds it; finished steps are not done again.
 
@@ -66,28 +71,57 @@ def run(
         plugins: default: every installed plugin.
         override_model: a model made in code, in place of `config.model_name`, as in SAELens's runners.
         until: stop after the step `data` or `saes`; default: all five.
+        ray: place the work on a Ray cluster: its address, or `local` for this machine's cores. What comes out is the
+            same. Workers know installed plugins and named models only.
 
     Raises:
         UsageError: the config asks for something impossible; nothing has been written.
         RunError: a source, an SAE or an evaluator fails; what was finished stays.
     """
-    if until not in STOPS:
-        raise UsageError(f"unknown step '{until}'; choices: {', '.join(STOPS)}")
+    _check_stop(until)
+    if ray is not None and not (plugins is None and override_model is None):
+        raise UsageError("ray: workers find plugins and models by name; not with plugins or override_model")
     plugins = plugins or load_plugins()
     register_architectures(plugins)
     with interruption.recorded(), libraries_as_well():
-        model = LanguageModel.from_config(config, config.hook_names, override_model)
-        plan = make_plan(config, plugins, model)
-        folder = RunFolder(output or config.output_path or "output")
-        folder.check_settings(steps_by_settings(plan, model))
-        _set_threads(config)
-        with folder.locked():
-            timings = _announce(plan, config, model, folder, until)
-            with kept(timings), one_experiment():
-                folder.clear_partial()
-                _do(plan, config, model, folder, plugins, until)
-        log.info("run: took %s", exactly(sum(timings.seconds.values())))
-    return folder
+        experiment = Experiment.planned(config, output, plugins, override_model)
+        _do([experiment], until, ray)
+    return experiment.folder
+
+
+def run_models(
+    configs: Mapping[str, ExperimentConfig],
+    *,
+    output: Path | str,
+    until: str = "results",
+    ray: str | None = None,
+) -> dict[str, RunFolder]:
+    """A run for each model, in a folder of its name below `output`, and one page with all of them side by side.
+
+    All are checked before any weights load. With `ray` they share the workers; without, they come one after the other.
+
+    Args:
+        configs: what to do, by name; `several_models.configs_in_file` reads them from one file.
+        output: the folder of all runs.
+        until: as for `run`.
+        ray: as for `run`; what is reserved for workers is what the first config says.
+
+    Raises:
+        UsageError, RunError: as `run`.
+    """
+    _check_stop(until)
+    plugins = load_plugins()
+    register_architectures(plugins)
+    root = Path(output).expanduser()
+    with interruption.recorded(), libraries_as_well():
+        experiments = {
+            name: Experiment.planned(config, root / name, plugins) for name, config in configs.items()
+        }
+        _do(list(experiments.values()), until, ray)
+    folders = {name: experiment.folder for name, experiment in experiments.items()}
+    if until == "results" and len(folders) > 1:
+        write_comparison(list(folders.values()), root / "comparison.html")
+    return folders
 
 
 def dry_run(
@@ -109,115 +143,114 @@ def dry_run(
     plugins = plugins or load_plugins()
     register_architectures(plugins)
     with libraries_as_well():
-        model = LanguageModel.from_config(config, config.hook_names, override_model)
-        try:
-            plan = make_plan(config, plugins, model)
-        except ModelUnreadable as error:
-            if not may_be_on_hub(model.name):
-                raise
-            model = UnreadableModel(
-                name=model.name, class_name=model.class_name, hooks=model.hooks, reason=str(error)
-            )
-            plan = make_plan(config, plugins, model)
-        folder = RunFolder(output or config.output_path or "output")
-        folder.check_settings(steps_by_settings(plan, model))
-        _set_threads(config)
-        return plan_text(estimate(plan, config, model, folder, until), config, folder)
+        return _shown(_planned_as_far_as_can_be(config, output, plugins, override_model), until)
 
 
-def _announce(
-    plan: Plan, config: ExperimentConfig, model: LanguageModel, folder: RunFolder, until: str
-) -> Timings:
-    """Show the plan, where anybody listens: to measure takes seconds."""
-    if not log.isEnabledFor(logging.INFO):
-        return Timings(folder.timings_file)
-    made = estimate(plan, config, model, folder, until)
-    log.info("%s", plan_text(made, config, folder))
-    return Timings(folder.timings_file, made.expected, made.facts)
+def dry_run_models(
+    configs: Mapping[str, ExperimentConfig], *, output: Path | str, until: str = "results"
+) -> str:
+    """The plans of `run_models`, as `dry_run` shows each.
+
+    Raises:
+        UsageError: as `run_models`.
+    """
+    plugins = load_plugins()
+    register_architectures(plugins)
+    root = Path(output).expanduser()
+    with libraries_as_well():
+        planned = [
+            _planned_as_far_as_can_be(config, root / name, plugins) for name, config in configs.items()
+        ]
+        return "\n\n".join(_shown(experiment, until) for experiment in planned)
 
 
-def _do(
-    plan: Plan,
+def _planned_as_far_as_can_be(
     config: ExperimentConfig,
-    model: LanguageModel,
-    folder: RunFolder,
+    output: Path | str | None,
     plugins: PluginManager,
-    until: str,
-) -> None:
+    override_model: HookedRootModule | None = None,
+) -> Experiment:
+    """Planned, with a stand-in for a model that is not here and may be on the hub."""
+    try:
+        return Experiment.planned(config, output, plugins, override_model)
+    except ModelUnreadable as error:
+        model = LanguageModel.from_config(config, config.hook_names, override_model)
+        if not may_be_on_hub(model.name):
+            raise
+        model = UnreadableModel(
+            name=model.name, class_name=model.class_name, hooks=model.hooks, reason=str(error)
+        )
+        return Experiment.planned(config, output, plugins, model=model)
+
+
+def _shown(experiment: Experiment, until: str) -> str:
+    import torch
+
+    config, folder, model = experiment.config, experiment.folder, experiment.model
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return plan_text(estimate(experiment.plan, config, model, folder, until), config, folder)
+
+
+def _check_stop(until: str) -> None:
+    if until not in STOPS:
+        raise UsageError(f"unknown step '{until}'; choices: {', '.join(STOPS)}")
+
+
+def _do(experiments: Sequence[Experiment], until: str, ray: str | None) -> None:
+    """All steps of all runs, on the workers of a Ray cluster or here."""
+    import torch
+
+    begun, threads = time.monotonic(), torch.get_num_threads()
+    for experiment in experiments:
+        experiment.threads = experiment.config.threads or threads
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_experiment())
+        placement: Placement = Here()
+        if ray is not None:
+            placement = stack.enter_context(on_ray(ray, experiments))
+        # Closed one by one, so that every folder's lock is given up whatever happened.
+        runs = [
+            (one, stack.enter_context(contextlib.closing(_rounds(one, until, placement))))
+            for one in experiments
+        ]
+        placement.do(runs)
+    log.info("run: took %s", exactly(time.monotonic() - begun))
+
+
+def _rounds(experiment: Experiment, until: str, placement: Placement) -> Rounds:
     """The five steps."""
-    texts = prepare_texts(plan, config, model, folder)
-    _write_record(config, plan, model, texts, folder)
-    if until == "data":
+    plan, config, model, folder = experiment.plan, experiment.config, experiment.model, experiment.folder
+    experiment.set_threads()
+    with folder.locked():
+        _announce(experiment, until, here=not placement.apart)
+        folder.clear_partial()
+        yield [*(MakeText(text.name) for text in plan.texts), *([ScoreRandomTokens()] if plan.texts else [])]
+        experiment.set_threads()  # another run may have set others
+        _write_record(config, plan, model, experiment.texts(), folder, placement.facts())
+        if until == "data":
+            return
+        saes = [TrainSource(source) for source, _, _ in training_inputs(plan, model)]
+        if until == "saes":
+            yield saes
+            return
+        yield [*saes, *(FitBaselines(text.name) for text in plan.sources if plan.baselines)]
+        yield evaluator_units(experiment, apart=placement.apart)
+        with timed(REPORT):
+            collect_results(plan, config, model, folder)
+            write_report(folder)
+            experiment.plugins.hook.publish(run_folder=folder.root)
+
+
+def _announce(experiment: Experiment, until: str, *, here: bool) -> None:
+    """Show the plan, where anybody listens: to measure takes seconds, and says nothing of other machines."""
+    if not log.isEnabledFor(logging.INFO):
         return
-    measured = _train(plan, config, model, texts, folder)
-    if until == "saes":
-        return
-    measured |= _fit_baselines(plan, config, model, texts, folder)
-    _evaluate(plan, config, model, texts, measured, folder)
-    with timed(REPORT):
-        collect_results(plan, config, model, folder)
-        write_report(folder)
-        plugins.hook.publish(run_folder=folder.root)
-
-
-def _train(
-    plan: Plan, config: ExperimentConfig, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
-) -> dict[str, tuple[Step, SAEHandle]]:
-    """Step 2, and of step 3 a handle for every SAE on disk, by its path."""
-    trained: dict[str, tuple[Step, SAEHandle]] = {}
-    for source, dataset_path, inputs in training_inputs(plan, model):
-        tokens = texts[source].train if source in texts else None
-        held_out = {name: text.held_out for name, text in texts.items()}
-        watch = watch_texts(plan, config, model, held_out) if source in texts else None
-        train_source(source, plan.saes, config, model, folder, inputs, tokens, dataset_path, watch)
-        for sae in plan.saes:
-            step = sae.step(source, inputs)
-            handle = SAEHandle.from_disk(
-                folder.root / step.path,
-                source=source,
-                hook=sae.hook,
-                variant=sae.variant,
-                seed=sae.seed,
-                device=config.device,
-            )
-            trained[step.path] = (step, handle)
-    return trained
-
-
-def _fit_baselines(
-    plan: Plan, config: ExperimentConfig, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
-) -> dict[str, tuple[Step, SAEHandle]]:
-    """The rest of step 3: a handle for every baseline, by its path."""
-    fitted: dict[str, tuple[Step, SAEHandle]] = {}
-    for text in plan.sources if plan.baselines else ():
-        train = texts[text.name].train
-        assert train is not None  # it is a source
-        inputs = baseline_inputs(text, model)
-        fit_baselines(text.name, plan.baselines, config, model, folder, inputs, train, text.plugin)
-        for planned in plan.baselines:
-            step = planned.step(text.name, inputs)
-            fitted[step.path] = (step, baseline_handle(planned, text.name, folder, str(config.device)))
-    return fitted
-
-
-def _evaluate(
-    plan: Plan,
-    config: ExperimentConfig,
-    model: LanguageModel,
-    texts: dict[str, Text],
-    measured: dict[str, tuple[Step, SAEHandle]],
-    folder: RunFolder,
-) -> None:
-    """Step 4."""
-    context = EvalContext(
-        handles=[handle for _, handle in measured.values()],
-        held_out={name: text.held_out for name, text in texts.items()},
-        sources=[text.name for text in plan.sources],
-        language_model=model,
-        seed=config.seed,
-    )
-    inputs = evaluation_inputs(plan, model)
-    evaluate(plan.evaluators, context, folder, inputs, evaluation_rows(config), config.seqpos_slice)
+    config, folder = experiment.config, experiment.folder
+    reason = None if here else "times: the work is done by workers, whose speed is not measured"
+    made = estimate(experiment.plan, config, experiment.model, folder, until, unmeasured=reason)
+    log.info("%s", plan_text(made, config, folder))
+    experiment.timings.expected, experiment.timings.facts = made.expected, made.facts
 
 
 def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
@@ -234,23 +267,17 @@ def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, fold
         write_aside(folder.features_file, lambda path: features.to_parquet(path, index=False))
 
 
-def _set_threads(config: ExperimentConfig) -> None:
-    import torch
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-
-
 def _write_record(
-    config: ExperimentConfig, plan: Plan, model: LanguageModel, texts: dict[str, Text], folder: RunFolder
-) -> None:
+    config: ExperimentConfig, plan: Plan, model: LanguageModel, texts: dict[str, Text], folder: RunFolder,
+    machine: Mapping[str, Any],
+) -> None:  # fmt: skip
     """The resolved config, which gives the same data anywhere, and what the run was made with."""
     import torch
 
     resolved = config.to_dict()
     resolved["threads"] = torch.get_num_threads()
     # Where things go is not what they are; and SAELens puts a random id into the former.
-    del resolved["checkpoint_path"], resolved["output_path"]
+    del resolved["checkpoint_path"], resolved["output_path"], resolved["ray"]
     for planned in plan.texts:
         kind = "sources" if planned.trained_on else "datasets"
         card = texts[planned.name].card
@@ -261,6 +288,7 @@ def _write_record(
     write_json(folder.config_file, resolved)
     manifest = {
         **environment(model),
+        **machine,
         "summary": _summary(config),
         "sources": [text.name for text in plan.sources],
         "own_text": [text.name for text in plan.sources if texts[text.name].card["made"].get("own_text")],
@@ -269,6 +297,9 @@ def _write_record(
         "evaluators": [planned.name for planned in plan.evaluators],
     }
     write_json(folder.manifest_file, manifest)
+    if config.logger.log_to_wandb:
+        # One name for the runs of all sources, which may start at the same time.
+        group_of(folder.root)
 
 
 def _summary(config: ExperimentConfig) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,17 @@ class LanguageModel:
             model = model if self.given is None else copy.deepcopy(model)
             model_source.reinitialise(model, self.random_init_seed)
         return model
+
+    def unload(self) -> None:
+        """Let go of the weights; they are loaded again where they are used again."""
+        self.__dict__.pop("model", None)
+
+    def loads_as(self, other: LanguageModel) -> bool:
+        """Whether both would have the same weights with the same hooks, so that one can stand for the other."""
+        names = [entry.name for entry in fields(self)]
+        return all(getattr(self, name) == getattr(other, name) for name in names) and (
+            self.given is None and self.identity == other.identity
+        )
 
     def _loaded(self) -> HookedRootModule:
         from sae_lens.load_model import load_model

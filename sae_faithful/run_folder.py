@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 STEP_FILE = "step.json"
 PARTIAL_PREFIX = ".partial-"
+SECONDS_FOR_WORKERS = 60.0
+"""Workers end when they notice that the process which started them is gone."""
 
 
 def cache_dir() -> Path:
@@ -217,11 +219,39 @@ class RunFolder:
                 f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
             )
             file.flush()
+            if not self.wait_for_workers(SECONDS_FOR_WORKERS):
+                raise UsageError(f"{self.root} is in use by workers of a run whose own process is gone")
             try:
                 yield
             finally:
                 file.seek(0)
                 file.truncate()
+
+    @property
+    def workers_dir(self) -> Path:
+        """What the driver of a run and its workers tell each other while it lasts."""
+        return self.root / f"{PARTIAL_PREFIX}workers"
+
+    @contextlib.contextmanager
+    def joined(self) -> Generator[None]:
+        """Work in the folder for the process that owns it; several may at once."""
+        self.workers_dir.mkdir(parents=True, exist_ok=True)
+        with (self.workers_dir / "alive").open("a") as file:
+            _try_lock(file.fileno(), shared=True)
+            yield
+
+    def wait_for_workers(self, seconds: float) -> bool:
+        """Whether nobody works in the folder any more: a dead owner's workers live a little longer than it."""
+        path = self.workers_dir / "alive"
+        deadline = time.monotonic() + seconds
+        while path.exists():
+            with path.open("a") as file:
+                if _try_lock(file.fileno()):
+                    return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _record(self, step: Step) -> dict[str, Any] | None:
         """What `adopt` wrote; None where the step has not been done, or no longer says what it is."""
@@ -292,12 +322,12 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     partial.replace(path)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
     # The operating system releases the lock when its owner dies, however it dies.
     import fcntl
 
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

@@ -31,13 +31,16 @@ class Timings:
     No step's hash has any of it in it.
     """
 
-    path: Path
+    path: Path | None
+    """None in a worker: the driver writes."""
     expected: Mapping[str, float] = field(default_factory=dict[str, float])
     """Seconds by step, where they were estimated."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What the estimate was made from: plain JSON."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """Of the steps that are finished."""
+    peaks: dict[str, int] = field(default_factory=dict[str, int])
+    """Bytes, of steps that were done in another process."""
 
     def add(self, step: str, seconds: float) -> None:
         """A step has taken so long; a step may come in parts."""
@@ -45,15 +48,19 @@ class Timings:
 
     def write(self) -> None:
         """Put it into `path`; steps that were not done this time keep what stands there."""
+        if self.path is None:
+            return
         rows = {row["step"]: row for row in read_timings(self.path)}
-        peak = _peak_memory()
+        peak = peak_memory()
         for step, seconds in self.seconds.items():
             expected = self.expected.get(step)
             rows[step] = {
                 "step": step,
                 "seconds": round(seconds, 3),
                 "expected_seconds": None if expected is None else round(expected, 3),
-                "peak_memory_bytes": rows[step]["peak_memory_bytes"] if self._told(rows, step) else peak,
+                "peak_memory_bytes": rows[step]["peak_memory_bytes"]
+                if self._told(rows, step)
+                else self.peaks.get(step, peak),
             }
         write_json(self.path, {"steps": list(rows.values()), "measured": dict(self.facts)})
 
@@ -98,7 +105,7 @@ def read_timings(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else []
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
     """The most memory that this process has had so far, bytes; None where the system does not say."""
     try:
         import resource

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sae_faithful import SourceRequest, TokenSet, Work
+    from sae_faithful_plugins.self_generated.pieces import ShardPieces
+    from sae_faithful_plugins.self_generated.shards import ShardCache
 
 
 @hookimpl
@@ -63,19 +65,29 @@ class SelfGenerated:
 
         return generation_work(self.batch_size, Sampler.from_options(self, request), request)
 
-    def load(self, request: SourceRequest) -> TokenSet:
-        """Sample shards until they fill the request, or take them from the cache."""
+    def shards(self, request: SourceRequest) -> ShardCache:
+        """The shards that `load` reads, drawn or not; another process gets the same of the same options and request."""
         from sae_faithful_plugins.self_generated.sampling import Sampler
         from sae_faithful_plugins.self_generated.shards import ShardCache, resolve_batch_size
 
         sampler = Sampler.from_options(self, request)
         batch_size = resolve_batch_size(self.batch_size, sampler, request)
-        shards = ShardCache(sampler, batch_size, request.seed, request.cache_dir)
+        return ShardCache(sampler, batch_size, request.seed, request.cache_dir)
+
+    def load(self, request: SourceRequest) -> TokenSet:
+        """Sample shards until they fill the request, or take them from the cache."""
+        shards = self.shards(request)
         card = {
             **shards.settings,
-            "resolved_options": {"batch_size": batch_size},
+            "resolved_options": {"batch_size": shards.batch_size},
             "own_text": self.generator is None,
         }
         return request.pack(
-            shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids)
+            shards.documents(request.n_tokens), card=card, prompt_length=len(shards.sampler.prompt_ids)
         )
+
+    def pieces(self, request: SourceRequest) -> ShardPieces:
+        """The shards, for several processes to draw."""
+        from sae_faithful_plugins.self_generated.pieces import ShardPieces
+
+        return ShardPieces(self.shards(request), request.n_tokens)

@@ -77,9 +77,17 @@ class ShardCache:
                     log.warning("the last %d samples all repeat earlier ones: there are no more", repeats)
                     return
 
+    def path(self, index: int) -> Path:
+        """Where one shard is, once it has been drawn."""
+        return self.folder / f"shard-{index:06d}.arrow"
+
+    def drawn(self, index: int) -> bool:
+        """Whether one shard is in the cache; it may be damaged, and is then drawn again by who reads it."""
+        return self.path(index).exists() and _checksum_file(self.path(index)).exists()
+
     def shard(self, index: int) -> list[np.ndarray]:
         """Documents of one shard, from the cache or drawn now."""
-        path = self.folder / f"shard-{index:06d}.arrow"
+        path = self.path(index)
         if path.exists():
             content = path.read_bytes()
             if _checksum(content, path.name) == _kept_checksum(path):

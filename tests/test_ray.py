@@ -1,0 +1,236 @@
+"""Real Ray workers on this machine: what comes out is what one process makes, also where a worker is killed.
+
+The longer form, with four workers: `make ray-tests`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sae_faithful import ExperimentConfig, RunError, UsageError, run
+from sae_faithful.resources import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytest.importorskip("ray")
+
+WORKERS = [int(number) for number in os.environ.get("RAY_WORKERS", "1").split(",")]
+
+# As for a killed process: which SAEs were trained together, and how long everything took.
+UNCOMPARED = {".lock", "runner_cfg.json", "timings.json"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One instance of Ray for all tests; `--ray local` finds it."""
+    from sae_faithful.ray_cluster import connected
+
+    with connected("local", Resources(workers=max(4, *WORKERS), cpus_per_worker=1)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def content(tiny_llama: str) -> dict[str, Any]:
+    return {
+        "model_name": tiny_llama,
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.0",
+        "context_size": 16,
+        "training_tokens": 6_000,
+        "train_batch_size_tokens": 64,
+        "n_batches_in_buffer": 16,
+        "store_batch_size_prompts": 8,
+        "lr": 1e-3,
+        "seed": 7,
+        "sae": {"architecture": "topk", "d_in": 64, "d_sae": 96, "k": 8},
+        "logger": {"log_to_wandb": False},
+        "verbose": False,
+        "threads": 1,
+        "sources": {
+            "faithful": {"plugin": "self_generated", "n_tokens": 3_200, "batch_size": 32},
+            "cooler": {"plugin": "self_generated", "temperature": 0.8, "batch_size": 32},
+        },
+        "sae_seeds": [0, 1],
+        "baselines": ["pca"],
+        "evaluators": ["shared_features", "reconstruction"],
+        "typicality_tokens": 400,
+    }
+
+
+def made(content: dict[str, Any], folder: Path, **options: Any) -> dict[str, bytes]:
+    """Every file of a run with an empty cache of its own, as it can be compared: shards as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_FAITHFUL_CACHE", str(folder / "cache"))
+        root = run(ExperimentConfig.from_dict(content), output=folder / "run", **options).root
+    contents: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name in UNCOMPARED:
+            continue
+        name = str(path.relative_to(folder))
+        contents[name] = path.read_bytes().replace(str(root).encode(), b"RUN")
+        if name.startswith("run/saes/") and name.endswith(".json"):
+            # SAELens's keys come in the order of a set.
+            contents[name] = json.dumps(json.loads(contents[name]), sort_keys=True).encode()
+    return contents
+
+
+@pytest.fixture(scope="module")
+def alone(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process makes, without Ray."""
+    return made(content, tmp_path_factory.mktemp("alone"))
+
+
+def assert_same(contents: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    assert contents.keys() - expected.keys() <= further_shards(contents)
+    for name, content in expected.items():
+        assert contents[name] == content, name
+
+
+def further_shards(contents: dict[str, bytes]) -> set[str]:
+    """Those that several workers may have drawn beyond what was needed in the end."""
+    return {name for name in contents if re.search(r"/shard-\d+\.arrow$", name)}
+
+
+class Listener(logging.Handler):
+    """Hears every line of a run, and acts on it at once: the driver waits meanwhile."""
+
+    def __init__(self, act: Callable[[str], None] = lambda line: None) -> None:
+        super().__init__(logging.DEBUG)
+        self.act = act
+        self.lines: list[str] = []
+        self.processes: dict[str, int] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        self.lines.append(line)
+        if found := re.match(r"(worker \d+): process (\d+) on ", line):
+            self.processes[found[1]] = int(found[2])
+        self.act(line)
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Listener]]:
+    logger = logging.getLogger("sae_faithful")
+    handlers: list[Listener] = []
+
+    def attach(act: Callable[[str], None] = lambda line: None) -> Listener:
+        handlers.append(Listener(act))
+        logger.addHandler(handlers[-1])
+        logger.setLevel(logging.DEBUG)
+        return handlers[-1]
+
+    yield attach
+    for handler in handlers:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_workers_make_what_one_process_makes(
+    workers: int, content: dict[str, Any], alone: dict[str, bytes], cluster: None, tmp_path: Path,
+    listen: Callable[..., Listener],
+) -> None:  # fmt: skip
+    heard = listen()
+    contents = made({**content, "ray": {"workers": workers}}, tmp_path, ray="local")
+    assert_same(contents, alone)
+    assert len(heard.processes) == workers
+    # Every worker has done something, and said so.
+    for name in heard.processes:
+        assert any(line.startswith(f"[{name} on ") for line in heard.lines)
+    assert not list(tmp_path.rglob(".partial-*"))
+    seconds = {row["step"]: row for row in json.loads((tmp_path / "run/timings.json").read_text())["steps"]}
+    assert {"data/cooler", "saes/faithful", "results/reconstruction"} <= seconds.keys()
+
+
+@pytest.mark.timeout(600)
+def test_killed_workers_cost_their_unit_and_change_nothing(
+    content: dict[str, Any], alone: dict[str, bytes], cluster: None, tmp_path: Path,
+    listen: Callable[..., Listener],
+) -> None:  # fmt: skip
+    """Two workers; the one that draws a certain shard is killed, then the one that trains a certain source."""
+    killed: dict[str, str] = {}
+    moments = {
+        "shard": r"(worker \d+) on .*: data/faithful: shard 3",
+        "saes": r"\[(worker \d+) on .* training 2 SAEs",
+    }
+
+    def kill(line: str) -> None:
+        for what, moment in moments.items():
+            if what not in killed and (found := re.match(moment, line)):
+                killed[what] = found[1]
+                os.kill(heard.processes[found[1]], signal.SIGKILL)
+
+    heard = listen(kill)
+    contents = made({**content, "ray": {"workers": 2}}, tmp_path, ray="local")
+    assert set(killed) == {"shard", "saes"}
+    assert len(heard.processes) == 4
+    assert sum("is given to another" in line for line in heard.lines) == 2
+    assert_same(contents, alone)
+
+
+@pytest.mark.timeout(300)
+def test_a_unit_whose_workers_keep_dying_ends_the_run_in_one_line(
+    content: dict[str, Any], cluster: None, tmp_path: Path, cache: Path, listen: Callable[..., Listener]
+) -> None:
+    def kill(line: str) -> None:
+        if found := re.match(r"(worker \d+) on .*: data/faithful$", line):
+            os.kill(heard.processes[found[1]], signal.SIGKILL)
+
+    heard = listen(kill)
+    config = ExperimentConfig.from_dict({**content, "ray": {"workers": 1, "max_retries": 0}})
+    with pytest.raises(
+        RunError, match=r"^data/faithful: its worker died 1 times, last worker 1 on "
+    ) as error:
+        run(config, output=tmp_path / "run", until="data", ray="local")
+    assert "\n" not in str(error.value)
+    assert "ray.max_retries: 0" in str(error.value)
+    assert not list((tmp_path / "run").rglob(".partial-workers"))
+
+
+@pytest.mark.timeout(300)
+def test_an_error_in_a_worker_is_the_error_of_one_process(
+    content: dict[str, Any], cluster: None, tmp_path: Path, cache: Path
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("w5 w6 w7")
+    sources = {"short": {"plugin": "text_files", "path": str(text), "n_tokens": 3_200}}
+    config = ExperimentConfig.from_dict({**content, "sources": sources, "ray": {"workers": 1}})
+    with pytest.raises(RunError) as here:
+        run(config, output=tmp_path / "here", until="data")
+    with pytest.raises(RunError) as there:
+        run(config, output=tmp_path / "there", until="data", ray="local")
+    assert str(there.value) == str(here.value)
+
+
+@pytest.mark.parametrize(
+    ("resources", "says"),
+    [
+        ({"cpus_per_worker": 1000}, "a worker needs 1000 CPUs and 0 GPUs on one machine"),
+        ({"gpus_per_worker": 1}, "a worker needs 1 CPUs and 1 GPUs on one machine"),
+    ],
+)
+def test_a_cluster_without_room_is_a_usage_error_before_anything_is_written(
+    resources: dict[str, Any], says: str, content: dict[str, Any], cluster: None, tmp_path: Path
+) -> None:
+    config = ExperimentConfig.from_dict({**content, "ray": resources})
+    with pytest.raises(UsageError, match=says):
+        run(config, output=tmp_path / "run", ray="local")
+    assert not (tmp_path / "run").exists()
+
+
+def test_plugins_and_models_made_in_code_stay_in_their_process(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    from sae_faithful import load_plugins
+
+    with pytest.raises(UsageError, match="workers find plugins and models by name"):
+        run(ExperimentConfig.from_dict(content), output=tmp_path / "run", plugins=load_plugins(), ray="local")
