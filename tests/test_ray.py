@@ -18,15 +18,14 @@ import pytest
 from sae_faithful import ExperimentConfig, RunError, UsageError, run
 from sae_faithful.resources import Resources
 
+from .run_files import comparable_files, first_difference
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytest.importorskip("ray")
 
 WORKERS = [int(number) for number in os.environ.get("RAY_WORKERS", "1").split(",")]
-
-# As for a killed process: which SAEs were trained together, and how long everything took.
-UNCOMPARED = {".lock", "runner_cfg.json", "timings.json"}
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +70,12 @@ def made(content: dict[str, Any], folder: Path, **options: Any) -> dict[str, byt
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_FAITHFUL_CACHE", str(folder / "cache"))
         root = run(ExperimentConfig.from_dict(content), output=folder / "run", **options).root
-    contents: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in UNCOMPARED:
-            continue
-        name = str(path.relative_to(folder))
-        contents[name] = path.read_bytes().replace(str(root).encode(), b"RUN")
-        if name.startswith("run/saes/") and name.endswith(".json"):
-            # SAELens's keys come in the order of a set.
-            contents[name] = json.dumps(json.loads(contents[name]), sort_keys=True).encode()
-    return contents
+    shards = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("shard-*")
+        if path.is_file()
+    }
+    return {**comparable_files(root), **shards}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +85,9 @@ def alone(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def assert_same(contents: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    assert contents.keys() - expected.keys() <= further_shards(contents)
-    for name, content in expected.items():
-        assert contents[name] == content, name
-
-
-def further_shards(contents: dict[str, bytes]) -> set[str]:
-    """Those that several workers may have drawn beyond what was needed in the end."""
-    return {name for name in contents if re.search(r"/shard-\d+\.arrow$", name)}
+    # Several workers may have drawn shards beyond what was needed in the end.
+    found = {name: content for name, content in contents.items() if name in expected or "/shard-" not in name}
+    assert first_difference(expected, found) is None
 
 
 class Listener(logging.Handler):
