@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sae_faithful.detokenizer import Detokenizer, marked
     from sae_faithful.experiment import run, run_models
     from sae_faithful.hashing import derive_seed, hash_file, hash_settings
+    from sae_faithful.http_client import HttpFailure, JsonClient, Manners
     from sae_faithful.interfaces import (
         ActivationBatch,
         Artifact,
@@ -63,7 +64,10 @@ _HOMES = {
     "ExperimentConfig": "config",
     "FeatureTable": "interfaces",
     "Figure": "report.figures",
+    "HttpFailure": "http_client",
+    "JsonClient": "http_client",
     "LanguageModel": "language_model",
+    "Manners": "http_client",
     "Observer": "interfaces",
     "PluginManager": "registry",
     "PluginTrainingRunner": "runner",
@@ -111,7 +115,10 @@ __all__ = [
     "ExperimentConfig",
     "FeatureTable",
     "Figure",
+    "HttpFailure",
+    "JsonClient",
     "LanguageModel",
+    "Manners",
     "Observer",
     "PluginManager",
     "PluginTrainingRunner",

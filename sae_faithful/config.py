@@ -67,6 +67,9 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     """`random` draws the model's weights anew under `seed`: a control that knows nothing (Heap et al. 2025)."""
     typicality_tokens: int = 200_000
     """At most so many tokens of each source and dataset are scored for its typicality gap."""
+    typicality_limit: float | None = 0.05
+    """A source that claims to be the model's own text, with a typicality gap certainly beyond ± so many nats/token,
+    stops the run; its data is kept. `null`: never."""
 
     exact_resume: bool = True
     """Whether a training that goes on from a checkpoint reads all used texts again, so that its SAEs are those of an
@@ -92,6 +95,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         if self.baseline_tokens < 2:
             raise UsageError(f"baseline_tokens {self.baseline_tokens}: nothing can be fitted to fewer than 2")
         check_resources(self.ray)
+        if self.typicality_limit is not None and not self.typicality_limit > 0:
+            raise UsageError(f"typicality_limit {self.typicality_limit} is not above 0; null stops no run")
         if self.fused_adam and str(self.device).partition(":")[0] not in FUSED_ADAM_DEVICES:
             choices = ", ".join(FUSED_ADAM_DEVICES)
             raise UsageError(

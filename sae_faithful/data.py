@@ -12,7 +12,7 @@ import numpy as np
 from sae_faithful.faults import is_out_of_memory, out_of_memory_named
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import EvalResult, RunError
-from sae_faithful.metrics.typicality import TypicalityGap, typicality_gap
+from sae_faithful.metrics.typicality import LIMIT, TypicalityGap, beyond, typicality_gap
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import Step, cache_dir, write_json
 from sae_faithful.source_request import SourceRequest
@@ -20,7 +20,7 @@ from sae_faithful.timings import timed
 from sae_faithful.tokens import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sae_faithful.language_model import LanguageModel
@@ -37,6 +37,11 @@ TYPICALITY_FILE = "typicality.json"
 RANDOM_TOKENS = "uniform_random_tokens"
 RANDOM_ROWS, RANDOM_ROW_TOKENS = 60, 64
 """So far from any model's text that a few short rows settle it."""
+
+HOW_TO_GO_ON = (
+    "usual causes: another engine's sampling, another dtype, or another model on the server; the data is kept, and "
+    "--set typicality_limit=null (or another number) goes on with it"
+)
 
 LONGEST_SCORED = 1_024
 TOKENS_PER_FORWARD = 1_024
@@ -158,6 +163,45 @@ def typicality_results(
     return rows
 
 
+def claims_to_be_own(made: Mapping[str, Any]) -> bool:
+    """Whether a source's card says that its text is the model's own, drawn from its whole distribution."""
+    return bool(made.get("own_text")) and made.get("temperature", 1) == 1 and made.get("top_p", 1) == 1
+
+
+def not_its_own(card: Mapping[str, Any], limit: float | None) -> str | None:
+    """What is wrong with a text that claims to be the model's own; None if nothing is, or if it claims no such thing.
+
+    Without a `limit` it is held against the default one: who lets a run go on still reads of it in the report.
+    """
+    limit = LIMIT if limit is None else limit
+    gap = card["typicality"]
+    if not claims_to_be_own(card["made"]) or not beyond(
+        gap["gap"], gap["ci_low"], gap["ci_high"], gap["z"], limit
+    ):
+        return None
+    interval = "" if gap["ci_low"] is None else f" [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
+    return (
+        f"this text is not the model's own, as it claims to be: its typicality gap is {gap['gap']:+.3f}{interval} "
+        f"nats/token (z {gap['z']:+.1f}), beyond the limit of ±{limit:g}"
+    )
+
+
+def refuse_what_is_not_its_own(text: Text, limit: float | None) -> None:
+    """Stop a run whose text is not the model's own, though it claims to be; what there is stays on disk.
+
+    Raises:
+        RunError: its typicality gap is beyond `limit`; None: never.
+    """
+    if limit is not None and (wrong := not_its_own(text.card, limit)):
+        raise RunError(f"data/{text.name}: {wrong}; {HOW_TO_GO_ON}")
+
+
+def doubtful_texts(texts: Mapping[str, Text], limit: float | None) -> dict[str, str]:
+    """For the manifest: `not_its_own` of the texts of which there is something to say."""
+    found = {name: not_its_own(text.card, limit) for name, text in texts.items()}
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
 def measure_typicality(
     documents: Sequence[np.ndarray],
     prompt_length: int,
@@ -267,6 +311,8 @@ def _write_text(
             "made": dict(tokens.card),
             "typicality": _plain_gap(gap),
         }
+        if wrong := not_its_own(card, None):
+            card["warning"] = wrong
         write_json(partial / CARD_FILE, card)
         write_json(partial / TYPICALITY_FILE, _by_document(planned.name, gap))
 

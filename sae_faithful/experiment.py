@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
-from sae_faithful.data import Text, typicality_results
+from sae_faithful.data import Text, doubtful_texts, refuse_what_is_not_its_own, typicality_results
 from sae_faithful.environment import environment
 from sae_faithful.estimates import estimate
 from sae_faithful.evaluation import merge_features, read_rows, row_to_json
@@ -227,7 +227,10 @@ def _rounds(experiment: Experiment, until: str, placement: Placement) -> Rounds:
         folder.clear_partial()
         yield [*(MakeText(text.name) for text in plan.texts), *([ScoreRandomTokens()] if plan.texts else [])]
         experiment.set_threads()  # another run may have set others
-        _write_record(config, plan, model, experiment.texts(), folder, placement.facts())
+        texts = experiment.texts()
+        _write_record(config, plan, model, texts, folder, placement.facts())
+        for text in texts.values():  # those too that were there before, which no worker is asked for
+            refuse_what_is_not_its_own(text, config.typicality_limit)
         if until == "data":
             return
         saes = [TrainSource(source) for source, _, _ in training_inputs(plan, model)]
@@ -292,6 +295,7 @@ def _write_record(
         "summary": _summary(config),
         "sources": [text.name for text in plan.sources],
         "own_text": [text.name for text in plan.sources if texts[text.name].card["made"].get("own_text")],
+        "not_its_own": doubtful_texts(texts, config.typicality_limit),
         "datasets": [text.name for text in plan.texts if not text.trained_on],
         "baselines": baselines,
         "evaluators": [planned.name for planned in plan.evaluators],

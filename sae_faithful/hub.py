@@ -199,6 +199,7 @@ def _readme(card: dict[str, Any]) -> str:
             f"Typicality gap: {gap['gap']:.4f} nats per token{bounds}, z = {gap['z']:.2f} over {gap['n_tokens']:,} "
             "tokens; zero in expectation exactly for text the model wrote itself.",
             "",
+            *([f"**{card['warning']}.**", ""] if "warning" in card else []),
             "```json",
             json.dumps(card, indent=2),
             "```",

@@ -112,6 +112,11 @@ class LanguageModel:
             identity if self.random_init_seed is None else f"{identity}+random-init-{self.random_init_seed}"
         )
 
+    @property
+    def files(self) -> str:
+        """What another library loads this model from: a name on the hub, or a folder."""
+        return model_source.resolve(self.name)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer."""

@@ -39,7 +39,7 @@ NOT_OF_TRAINING = {
     "save_final_checkpoint", "output_path", "resume_from_checkpoint", "verbose", "sae_lens_version",
     "sae_lens_training_version", "cached_activations_path", "prepend_bos", "sequence_separator_token",
     "disable_concat_sequences", "threads", "monitors", "monitor_tokens", "baselines", "baseline_tokens",
-    "exact_resume", "ray",
+    "exact_resume", "ray", "typicality_limit",
 }  # fmt: skip
 
 
@@ -264,9 +264,10 @@ def plan_text(
         raise UsageError(
             f"{key}: n_tokens {n_tokens} are fewer than one row of context_size {config.context_size}"
         )
+    left_out = {"n_tokens", *getattr(source, "where_it_runs", ())}
     settings = {
         f"{key}.plugin": spec["plugin"],
-        **{f"{key}.{name}": value for name, value in _plain(source).items() if name != "n_tokens"},
+        **{f"{key}.{name}": value for name, value in _plain(source).items() if name not in left_out},
         f"{key}.n_tokens": n_tokens,
         "typicality_tokens": config.typicality_tokens,
         **_select(config, ("context_size", "prepend_bos", "seed", "model_name", "model_class_name")),

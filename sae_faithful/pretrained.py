@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful import interruption
 from sae_faithful.architectures import register_architectures
-from sae_faithful.data import prepare_texts
+from sae_faithful.data import doubtful_texts, prepare_texts
 from sae_faithful.environment import environment
 from sae_faithful.evaluation import evaluate
 from sae_faithful.experiment import collect_results
@@ -125,6 +125,7 @@ def evaluate_saes(
             **environment(model),
             "summary": f"not trained here: {', '.join(saes)}; '{reference}' counted as in-distribution",
             "sources": [reference],
+            "not_its_own": doubtful_texts(prepared, None),
             "datasets": [name for name in sources if name != reference],
             "evaluators": [planned.name for planned in plan.evaluators],
         }

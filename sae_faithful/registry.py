@@ -166,7 +166,9 @@ def describe_errors(error: ValidationError, owner: str, names: Sequence[str]) ->
             parts.append(f"{owner} needs the option '{option}'")
         else:
             message = entry["msg"].removeprefix("Value error, ")
-            parts.append(f"{owner}, {where or 'value'} = {entry['input']!r}: {message}")
+            # What is wrong with all options together names what is wrong itself; their values are of no use.
+            given = f", {where} = {entry['input']!r}" if where else ""
+            parts.append(f"{owner}{given}: {message}")
     # A union reports one line for each of its members.
     return "; ".join(dict.fromkeys(parts))
 

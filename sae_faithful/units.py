@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_faithful.baselines import baseline_handle, fit_baselines
-from sae_faithful.data import Text, open_text, prepare_text, random_tokens_step, score_random_tokens
+from sae_faithful.data import (
+    Text,
+    open_text,
+    prepare_text,
+    random_tokens_step,
+    refuse_what_is_not_its_own,
+    score_random_tokens,
+)
 from sae_faithful.evaluation import evaluate
 from sae_faithful.hashing import hash_settings
 from sae_faithful.interfaces import EvalContext
@@ -137,7 +144,10 @@ class MakeText:
             if len(missing) > 1:
                 return [MakePiece(self.text, piece) for piece in missing]
         experiment.pieces.clear()
-        prepare_text(experiment.text(self.text), experiment.config, experiment.model, experiment.folder)
+        config, folder = experiment.config, experiment.folder
+        prepare_text(experiment.text(self.text), config, experiment.model, folder)
+        # Before the next source is paid for.
+        refuse_what_is_not_its_own(open_text(folder.data_dir(self.text)), config.typicality_limit)
         return ()
 
 

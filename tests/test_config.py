@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OURS = {
     "sources", "datasets", "sae_seeds", "hook_names", "variants", "evaluators", "typicality_tokens", "threads",
     "monitors", "monitor_tokens", "model_init", "exact_resume", "fused_adam", "baselines", "baseline_tokens",
-    "ray",
+    "ray", "typicality_limit",
 }  # fmt: skip
 
 

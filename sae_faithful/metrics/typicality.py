@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
+LIMIT = 0.05
+"""Nats per token: what a text of the model's own may differ by, by rounding in another engine, say."""
+SURE_Z = 5.0
+"""|z| from which chance is out of the question: one text of the model's own in 1.7 million has it."""
+NORMAL = 1.96
+
+
 @dataclass(frozen=True)
 class TypicalityGap:
     """How much more surprised the model is than it expects to be, per token."""
@@ -71,3 +78,17 @@ def typicality_gap(
         document_gaps=sums / counts,
         document_tokens=counts.astype(np.int64),
     )
+
+
+def beyond(gap: float, low: float | None, high: float | None, z: float, limit: float) -> bool:
+    """Whether a gap is certainly larger than `limit` nats per token, in either direction.
+
+    Its whole 95 % interval lies beyond ±`limit`, and |z| is above `SURE_Z`. An interval of few documents is too short
+    by chance now and then; z, whose variance is the model's own, is not. Where too few documents gave no interval, it
+    is gap · (1 ± 1.96 / |z|), the one that z implies.
+    """
+    if abs(z) <= SURE_Z:
+        return False
+    if low is None or high is None:
+        low, high = sorted((gap * (1 - NORMAL / abs(z)), gap * (1 + NORMAL / abs(z))))
+    return low > limit or high < -limit

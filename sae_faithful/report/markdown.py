@@ -38,6 +38,7 @@ def render(folder: RunFolder) -> str:
         "The typicality gap is how much more surprised the model is than it expects to be, per token: zero in "
         "expectation exactly for text it wrote itself, with |z| of order 1.",
         _typicality_table(rows),
+        _doubtful(manifest),
     ]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
@@ -61,7 +62,11 @@ def render(folder: RunFolder) -> str:
 def terminal_table(folder: RunFolder) -> str:
     """The primary verdicts and the per-source numbers as text for a terminal."""
     rows, manifest = _read(folder)
-    tables = [*_verdicts(judge(rows, manifest), manifest, table=False), _typicality_table(rows)]
+    tables = [
+        *_verdicts(judge(rows, manifest), manifest, table=False),
+        _typicality_table(rows),
+        _doubtful(manifest),
+    ]
     for evaluator in manifest["evaluators"]:
         own = [row for row in rows if row["evaluator"] == evaluator]
         tables += [
@@ -139,6 +144,12 @@ def _typicality_table(rows: Sequence[Row]) -> str:
         [name, value_text(row), f"{z[name]['value']:+.2f}", f"{row['n']:,}"] for name, row in gaps.items()
     ]
     return markdown_table(["text", "typicality gap (nats/token)", "z", "tokens scored"], body)
+
+
+def _doubtful(manifest: Row) -> str:
+    """Texts that are not what they claim to be; the run went on because it was told to."""
+    wrong: dict[str, str] = manifest.get("not_its_own", {})
+    return "\n".join(f"- **`{name}`: {sentence}.**" for name, sentence in wrong.items())
 
 
 def _source_table(rows: Sequence[Row], sources: Sequence[str]) -> str:

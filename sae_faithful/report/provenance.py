@@ -32,6 +32,8 @@ class Text:
     z: str
     z_value: float | None
     scored: int | None
+    warning: str
+    """Why it is not the model's own text, where it claims to be."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _text(run: RunData, name: str, gap: Row | None, z: Row | None) -> Text:
         z=NONE if z is None or z["value"] is None else f"{z['value']:+.2f}",
         z_value=None if z is None else z["value"],
         scored=None if gap is None else gap["n"],
+        warning=run.manifest.get("not_its_own", {}).get(name, ""),
     )
 
 

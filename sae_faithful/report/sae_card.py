@@ -223,7 +223,9 @@ def _text_table(run: RunData, names: Sequence[str]) -> str:
         "z",
         "tokens scored",
     ]
-    return noted(markdown_table(header, body, drop_empty=True), notes)
+    wrong: dict[str, str] = run.manifest.get("not_its_own", {})
+    warnings = [f"\n\n**`{name}`: {wrong[name]}.**" for name in names if name in wrong]
+    return noted(markdown_table(header, body, drop_empty=True), notes) + "".join(warnings)
 
 
 def _measured(run: RunData, saes: Sequence[StoredSAE], evaluator: str, how: str) -> list[str]:

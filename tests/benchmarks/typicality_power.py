@@ -27,7 +27,7 @@ from scipy import stats
 
 from sae_faithful import LanguageModel
 from sae_faithful.data import measure_typicality
-from sae_faithful_plugins.self_generated.sampling import Sampler
+from sae_faithful_plugins.self_generated.engines.transformers import TransformersSampler as Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from sae_faithful import LanguageModel, SourceRequest, TokenSet
 from sae_faithful.data import measure_typicality
 from sae_faithful.metrics.typicality import typicality_gap
 from sae_faithful_plugins.self_generated import SelfGenerated
-from sae_faithful_plugins.self_generated.sampling import Sampler
+from sae_faithful_plugins.self_generated.engines.transformers import TransformersSampler as Sampler
 
 VOCAB, TEXTS, LENGTH = 20, 200, 400
 

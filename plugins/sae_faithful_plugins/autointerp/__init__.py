@@ -214,8 +214,9 @@ class Autointerp:
         return judge
 
     def _assistants(self, context: EvalContext) -> tuple[Assistant, Assistant]:
+        from sae_faithful import Manners
         from sae_faithful_plugins.autointerp.cache import ReplyCache
-        from sae_faithful_plugins.autointerp.client import Client, Manners
+        from sae_faithful_plugins.autointerp.client import Client
         from sae_faithful_plugins.autointerp.local import LocalAssistant
 
         assert self.explainer is not None

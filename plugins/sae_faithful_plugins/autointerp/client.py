@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import logging
-import math
 import os
-import random
 import threading
-import time
-import urllib.error
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful import Progress, RunError
-from sae_faithful_plugins.autointerp.assistants import MALFORMED, REJECTED, SERVER_ERROR, TIME_OUT
+from sae_faithful import HttpFailure, JsonClient, Manners, Progress, RunError
+from sae_faithful_plugins.autointerp.assistants import MALFORMED, REJECTED, SERVER_ERROR
 from sae_faithful_plugins.autointerp.replies import (
     as_text,
     content,
@@ -31,7 +23,6 @@ from sae_faithful_plugins.autointerp.replies import (
 from sae_faithful_plugins.autointerp.scoring import Missing
 
 if TYPE_CHECKING:
-    import email.message
     from collections.abc import Callable, Mapping, Sequence
 
     from sae_faithful_plugins.autointerp.assistants import Cloze, Question, Weights
@@ -43,49 +34,7 @@ URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 DEFAULT_URL = "https://api.openai.com/v1"
 LIKELY_TOKENS = 15
 """Log-probabilities asked for at every token, as in the paper."""
-LONGEST_PAUSE = 300.0
-"""Seconds; a server that asks for a longer pause is asked again after these."""
 HOPELESS = {401: "unauthorised", 403: "forbidden", 404: "not found"}
-NOBODY = "no server"
-"""A failure that ends the run if nothing else comes of it: it is in no row."""
-PASSING = {408, 409, 425, 429}
-"""Client errors that may pass, besides all of the server's own (5xx)."""
-
-
-@dataclass(frozen=True)
-class Manners:
-    """How a server is asked."""
-
-    concurrency: int = 8
-    requests_per_minute: float = 0
-    """0: as fast as `concurrency` allows."""
-    timeout: float = 120.0
-    """Seconds for one whole reply."""
-    retries: int = 6
-    backoff: float = 1.0
-    """Seconds before the first new try; doubled each time, at most a minute, with jitter."""
-
-
-class Pace:
-    """Lets requests start no faster than a rate, and none while a server wants a pause."""
-
-    def __init__(self, per_minute: float, stop: threading.Event) -> None:
-        self._interval = 60 / per_minute if per_minute > 0 else 0.0
-        self._stop = stop
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def wait(self) -> None:
-        """Return when one more request may start."""
-        with self._lock:
-            start = max(time.monotonic(), self._next)
-            self._next = start + self._interval
-        self._stop.wait(max(0.0, start - time.monotonic()))
-
-    def hold(self, seconds: float) -> None:
-        """Start none for so long."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
 
 
 @dataclass
@@ -109,12 +58,10 @@ class Client:
 
     def __post_init__(self) -> None:
         self.usage = Usage()
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._pace = Pace(self.manners.requests_per_minute, self._stop)
-        self._heard = -math.inf  # when the server last said anything
-        # A redirection would carry the key to another host.
-        self._opener = urllib.request.build_opener(_NoRedirection())
+        self._http = JsonClient(
+            lambda: os.environ.get(URL_VARIABLE) or DEFAULT_URL, KEY_VARIABLE, self.manners
+        )
 
     def answer(self, questions: Sequence[Question]) -> list[str | Missing]:
         """See `Assistant`."""
@@ -189,124 +136,41 @@ class Client:
                 found[key] = kept
                 self.usage.from_cache += 1
         waiting = {key: body for key, body in different.items() if key not in found}
-        pool = ThreadPoolExecutor(self.manners.concurrency, thread_name_prefix="autointerp")
-        try:
-            futures = {
-                pool.submit(self._ask, path, body, fits, hopeless): key for key, body in waiting.items()
-            }
-            with Progress("autointerp: asking", len(futures), "replies") as progress:
-                for future in as_completed(futures):
-                    found[futures[future]] = future.result()
-                    progress.update()
-        except BaseException:
-            self._stop.set()  # threads that wait for their turn give up
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            self._stop.clear()
+        jobs = [partial(self._ask, path, body, fits, hopeless) for body in waiting.values()]
+        with Progress("autointerp: asking", len(jobs), "replies") as progress:
+            found.update(zip(waiting, self._http.together(jobs, progress.update), strict=True))
         return [found[key] for key in keys]
 
     def _ask(
         self, path: str, body: dict[str, Any], fits: Callable[[Any], bool], hopeless: bool
     ) -> dict[str, Any] | Missing:
-        """One reply, kept on disk as soon as it is there; tried again after what may pass.
+        """One reply, kept on disk as soon as it is there.
 
         Raises:
             RunError: the server is not there, or does not know key or model: with `hopeless`.
         """
-        failure, why = SERVER_ERROR, None
-        alone: float | None = None  # since when no try has found a server
-        for attempt in range(self.manners.retries + 1):
-            self._pace.wait()
-            if self._stop.is_set():
-                break
-            pause = min(60.0, self.manners.backoff * 2**attempt) * random.uniform(0.5, 1)
-            started = time.monotonic()
-            try:
-                reply = self._send(path, body)
-            except urllib.error.HTTPError as error:
-                self._heard = time.monotonic()
-                error.close()
-                if hopeless and error.code in HOPELESS:
-                    # Without the server's words: some repeat the key in them.
-                    raise RunError(
-                        f"autointerp: the server at ${URL_VARIABLE} answers {error.code} "
-                        f"({HOPELESS[error.code]}) for the model '{self.name}': check {URL_VARIABLE}, "
-                        f"{KEY_VARIABLE} and the model's name"
-                    ) from None
-                if error.code not in PASSING and error.code < 500:
-                    return Missing(REJECTED)
-                failure = SERVER_ERROR
-                if (asked := _retry_after(error.headers)) is not None:
-                    self._pace.hold(pause := asked)
-            except TimeoutError:
-                failure = TIME_OUT
-            except (OSError, http.client.HTTPException) as error:
-                failure, why = _failure(error), getattr(error, "reason", error)
-            else:
-                self._heard = time.monotonic()
-                if fits(reply):
-                    self._count(reply)
-                    self.cache.put([path, body], reply)
-                    return reply
-                failure = MALFORMED
-            alone = (alone or started) if failure == NOBODY else None
-            if attempt < self.manners.retries:
-                self._stop.wait(pause)
-        if hopeless and alone and self._heard < alone and not self._stop.is_set():
+        reply = self._http.ask(path, body, fits)
+        self.usage.requests = self._http.sent
+        if not isinstance(reply, HttpFailure):
+            self._count(reply)
+            self.cache.put([path, body], reply)
+            return reply
+        if hopeless and reply.kind == "refused" and reply.status in HOPELESS:
+            raise RunError(
+                f"autointerp: the server at ${URL_VARIABLE} answers {reply.status} "
+                f"({HOPELESS[reply.status]}) for the model '{self.name}': check {URL_VARIABLE}, "
+                f"{KEY_VARIABLE} and the model's name"
+            )
+        if hopeless and reply.kind == "no server":
             # Every other question would wait as long, for nothing.
             raise RunError(
-                f"autointerp: no server is there at ${URL_VARIABLE} ({getattr(why, 'strerror', None) or why}; "
-                f"{self.manners.retries + 1} tries for the model '{self.name}'); replies that came are kept, so that "
-                "a rerun asks for the others only"
+                f"autointerp: no server is there at ${URL_VARIABLE} ({reply.why}; {self.manners.retries + 1} tries "
+                f"for the model '{self.name}'); replies that came are kept, so that a rerun asks for the others only"
             )
-        return Missing(SERVER_ERROR if failure == NOBODY else failure)
-
-    def _send(self, path: str, body: dict[str, Any]) -> Any:
-        """One request; what it says as JSON, or None if it is none."""
-        with self._lock:
-            self.usage.requests += 1
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        url = (os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
-        request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), headers)
-        deadline = time.monotonic() + self.manners.timeout
-        parts: list[bytes] = []
-        with self._opener.open(request, timeout=self.manners.timeout) as response:
-            # The socket's timeout is for each piece: a server that sends byte by byte would never end.
-            while part := response.read1(65_536):
-                parts.append(part)
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-        try:
-            return json.loads(b"".join(parts))
-        except ValueError:
-            return None
+        return Missing({"refused": REJECTED, "no server": SERVER_ERROR}.get(reply.kind, reply.kind))
 
     def _count(self, reply: Mapping[str, Any]) -> None:
         used = reply.get("usage") or {}
         with self._lock:
             self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
             self.usage.reply_tokens += int(used.get("completion_tokens") or 0)
-
-
-def _failure(error: Exception) -> str:
-    """What a connection that did not hold is called."""
-    if isinstance(getattr(error, "reason", None), TimeoutError):
-        return TIME_OUT
-    # Only what fails before a request is sent stands in a URLError; who hangs up later was there.
-    return NOBODY if isinstance(error, urllib.error.URLError) else SERVER_ERROR
-
-
-class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def _retry_after(headers: email.message.Message) -> float | None:
-    try:
-        seconds = float(headers.get("Retry-After", ""))
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), LONGEST_PAUSE)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sae_faithful import hookimpl
+from sae_faithful_plugins.self_generated.engines import check_engine_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,44 +48,76 @@ class SelfGenerated:
     soonest: a shard is drawn whole."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Weights while sampling; default: as the experiment's model."""
+    engine: Literal["transformers", "vllm", "server"] = "transformers"
+    """Who draws: `transformers`, with the model that is measured; `vllm`, installed beside it (extra `vllm`); or a
+    `server` with vLLM's completions API."""
+    continuous_batching: bool | None = None
+    """`transformers` on a CUDA device: whether a sample that ends leaves its place to the next one; default: where the
+    model admits it."""
+    tensor_parallel: int | None = None
+    """`vllm`: GPUs that one model is spread over; default: 1."""
+    gpu_memory_utilization: float | None = None
+    """`vllm`: its share of a GPU's memory; default: vLLM's own, which leaves little to the model that is measured."""
+    server_url: str | None = None
+    """`server`: its address up to `/v1`, such as `http://gpu7:8000/v1`."""
+    server_model: str | None = None
+    """`server`: the model's name there; default: the one that was loaded from the experiment's model name."""
+    server_key_env: str | None = None
+    """`server`: the NAME of the environment variable that holds the key; default: `OPENAI_API_KEY`."""
+    concurrency: int | None = None
+    """`server`: samples asked for at once; default: 64."""
+
+    where_it_runs: ClassVar[tuple[str, ...]] = (
+        "server_url",
+        "server_key_env",
+        "concurrency",
+        "gpu_memory_utilization",
+    )
+    """Options that change no sample: another value of theirs is no other data."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature} is not above 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is not in (0, 1]")
-        for name in ("n_tokens", "max_new_tokens", "batch_size"):
+        for name in ("n_tokens", "max_new_tokens", "batch_size", "tensor_parallel", "concurrency"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} {value} is not positive")
+        check_engine_options(self)
 
     def work(self, request: SourceRequest) -> Work:
         """The shards that are not in the cache, at the speed of a few tokens of as many samples."""
-        from sae_faithful_plugins.self_generated.sampling import Sampler
+        from sae_faithful_plugins.self_generated.engines import make_sampler
         from sae_faithful_plugins.self_generated.shards import generation_work
 
-        return generation_work(self.batch_size, Sampler.from_options(self, request), request)
+        return generation_work(self.batch_size, make_sampler(self, request), request)
 
     def shards(self, request: SourceRequest) -> ShardCache:
         """The shards that `load` reads, drawn or not; another process gets the same of the same options and request."""
-        from sae_faithful_plugins.self_generated.sampling import Sampler
+        from sae_faithful_plugins.self_generated.engines import make_sampler
         from sae_faithful_plugins.self_generated.shards import ShardCache, resolve_batch_size
 
-        sampler = Sampler.from_options(self, request)
+        sampler = make_sampler(self, request)
         batch_size = resolve_batch_size(self.batch_size, sampler, request)
         return ShardCache(sampler, batch_size, request.seed, request.cache_dir)
 
     def load(self, request: SourceRequest) -> TokenSet:
         """Sample shards until they fill the request, or take them from the cache."""
         shards = self.shards(request)
+        sampler = shards.sampler
         card = {
             **shards.settings,
             "resolved_options": {"batch_size": shards.batch_size},
             "own_text": self.generator is None,
         }
-        return request.pack(
-            shards.documents(request.n_tokens), card=card, prompt_length=len(shards.sampler.prompt_ids)
-        )
+        try:
+            tokens = request.pack(
+                shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids)
+            )
+        finally:
+            sampler.close()
+        return replace(tokens, card={**tokens.card, "engine": shards.engine})
 
     def pieces(self, request: SourceRequest) -> ShardPieces:
         """The shards, for several processes to draw."""

@@ -1,21 +1,18 @@
-"""Drawing samples from a model, with nothing between its logits and the draw."""
+"""What is drawn from a model, whoever draws it: the prompt, the temperature, where a sample ends."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from sae_faithful import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    import torch
+    from collections.abc import Sequence
 
     from sae_faithful import LanguageModel, SourceRequest
     from sae_faithful_plugins.self_generated import SelfGenerated
@@ -25,8 +22,8 @@ USER_TURN = "\u241fthe user's turn\u241f"
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Samples of one model under fixed settings."""
+class Sampler(ABC):
+    """Samples of one model under fixed settings, by one engine. It can be pickled: what it has loaded stays behind."""
 
     model: LanguageModel
     prompt_ids: tuple[int, ...]
@@ -35,9 +32,12 @@ class Sampler:
     temperature: float
     top_p: float
 
+    batches_itself: ClassVar[bool] = False
+    """Whether the engine decides how many samples it draws at once: no batch size is then measured."""
+
     @classmethod
-    def from_options(cls, options: SelfGenerated, request: SourceRequest) -> Sampler:
-        """The sampler that a source's options ask for.
+    def from_options(cls, options: SelfGenerated, request: SourceRequest, **of_engine: Any) -> Self:
+        """The sampler that a source's options ask for; `of_engine`: fields of the engine's own.
 
         Raises:
             UsageError: a prompt that cannot be built, a generator of another vocabulary, samples longer
@@ -54,25 +54,11 @@ class Sampler:
                 f"self_generated: a prompt of {len(prompt_ids)} tokens and max_new_tokens {max_new_tokens} exceed "
                 f"the {limit} tokens that {model.name} takes"
             )
-        return cls(model, prompt_ids, max_new_tokens, options.temperature, options.top_p)
-
-    @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end a sample: the model's own stop ids and the tokenizer's EOS."""
-        ids: set[int] = set()
-        for configured in (
-            getattr(getattr(self._inner, "generation_config", None), "eos_token_id", None),
-            getattr(self.model.tokenizer, "eos_token_id", None),
-        ):
-            if configured is not None:
-                ids.update(configured if isinstance(configured, list) else [configured])
-        return tuple(sorted(ids))
+        return cls(model, prompt_ids, max_new_tokens, options.temperature, options.top_p, **of_engine)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the seed and the batch that determines the samples."""
-        import torch
-
         return {
             "model": self.model.identity,
             "prompt_ids": list(self.prompt_ids),
@@ -81,74 +67,53 @@ class Sampler:
             "top_p": self.top_p,
             "top_k": None,
             "repetition_penalty": None,
-            "device": torch.device(self.model.device).type,
-            # Another number of threads, or another release, can change the last bit of a logit.
-            "threads": torch.get_num_threads(),
-            "versions": {
-                name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens")
-            },
         }
 
-    def sample(self, n: int, seed: int) -> list[np.ndarray]:
-        """`n` documents: the prompt without its BOS, then what the model drew, its stop token included."""
-        import torch
-        from sae_lens.util import temporary_seed
-
-        prompt = torch.tensor([self.prompt_ids] * n, device=self.model.device)
-        with torch.no_grad(), temporary_seed(seed):
-            drawn = self._generate(prompt)[:, len(self.prompt_ids) :].cpu().numpy()
-        given = np.array(self.prompt_ids[1:], np.int32)
-        return [np.concatenate([given, self._cut(row)]).astype(np.int32) for row in drawn]
+    @property
+    @abstractmethod
+    def engine(self) -> dict[str, Any]:
+        """For the card: the engine's `name` and `version`, and what it does not determine."""
 
     @property
-    def _inner(self) -> Any:
-        """The Hugging Face model inside SAELens's wrapper, or TransformerLens's own."""
-        model: Any = self.model.model
-        return model.model if hasattr(model, "named_modules_dict") else model
+    def observed(self) -> dict[str, Any]:
+        """What only drawing shows (a server's version): kept beside the shards, and no part of their settings."""
+        return {}
 
-    def _generate(self, prompt: torch.Tensor) -> torch.Tensor:
-        if not hasattr(self._inner, "generation_config"):
-            return self._generate_with_transformer_lens(prompt)
-        from transformers import GenerationConfig
+    @abstractmethod
+    def sample(self, n: int, seed: int) -> list[np.ndarray]:
+        """`n` documents: the prompt without its BOS, then what the model drew, its stop token included."""
 
-        # Built from nothing: a model's own generation_config may hold top_k, a temperature or penalties,
-        # and `generate` fills every gap from it.
-        config = GenerationConfig(
-            do_sample=True,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=0,
-            repetition_penalty=1.0,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=list(self.stop_ids) or None,
-            pad_token_id=self.stop_ids[0] if self.stop_ids else self.prompt_ids[0],
-            use_cache=True,
-        )
-        import torch
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing of their own)
+        """Let go of what the engine loaded for itself."""
 
-        with _generation_config(self._inner, config):
-            return self._inner.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
-            )
+    def document(self, drawn: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The document of one sample."""
+        return np.concatenate([np.array(self.prompt_ids[1:], np.int32), drawn]).astype(np.int32)
 
-    def _generate_with_transformer_lens(self, prompt: torch.Tensor) -> torch.Tensor:
-        return self._inner.generate(
-            prompt,
-            max_new_tokens=self.max_new_tokens,
-            stop_at_eos=bool(self.stop_ids),
-            eos_token_id=list(self.stop_ids) or None,
-            do_sample=True,
-            top_k=None,
-            top_p=self.top_p if self.top_p < 1 else None,
-            temperature=self.temperature,
-            prepend_bos=False,
-            return_type="tokens",
-            verbose=False,
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def _cut(self, row: np.ndarray) -> np.ndarray:
-        stops = np.flatnonzero(np.isin(row, self.stop_ids))
-        return row[: stops[0] + 1] if len(stops) else row
+
+def stop_ids(*configured: int | list[int] | None) -> tuple[int, ...]:
+    """Token ids that end a sample, from what models and tokenizers say of them."""
+    ids: set[int] = set()
+    for one in configured:
+        if one is not None:
+            ids.update(one if isinstance(one, list) else [one])
+    return tuple(sorted(ids))
+
+
+def stop_ids_on_disk(model: LanguageModel) -> tuple[int, ...]:
+    """As `stop_ids` of the loaded model and of its tokenizer, without loading weights."""
+    from transformers import GenerationConfig
+
+    inner: Any = getattr(model.skeleton, "model", model.skeleton)
+    config = getattr(inner, "generation_config", None)
+    if model.given is None and config is not None:
+        # Without one of its own: the skeleton's, which transformers makes of the model's config.
+        with contextlib.suppress(OSError):
+            config = GenerationConfig.from_pretrained(model.files)
+    return stop_ids(getattr(config, "eos_token_id", None), getattr(model.tokenizer, "eos_token_id", None))
 
 
 def build_prompt(prompt: str | list[int], model: LanguageModel) -> tuple[int, ...]:
@@ -177,13 +142,3 @@ def build_prompt(prompt: str | list[int], model: LanguageModel) -> tuple[int, ..
                 f"self_generated: prompt id {outside[0]} is outside the vocabulary of {model.vocab_size}"
             )
     return tuple(ids) if ids and ids[0] == bos else (bos, *ids)
-
-
-@contextlib.contextmanager
-def _generation_config(model: Any, config: Any) -> Generator[None]:
-    own = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = own

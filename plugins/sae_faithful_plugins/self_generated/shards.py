@@ -49,6 +49,12 @@ class ShardCache:
         return {**self.sampler.settings, "batch_size": self.batch_size, "seed": self.seed}
 
     @property
+    def engine(self) -> dict[str, Any]:
+        """Who drew, for the card; `seen`: what the shards' engine said of itself while it drew them, each once."""
+        seen = [json.loads(path.read_text()) for path in sorted(self.folder.glob("engine-*.json"))]
+        return {**self.sampler.engine, **({"seen": seen} if seen else {})}
+
+    @property
     def folder(self) -> Path:
         """Where the shards are."""
         return _folder(self.cache_dir) / hash_settings(self.settings)
@@ -94,8 +100,14 @@ class ShardCache:
                 return _read_documents(content)
             log.warning("%s does not match its checksum; it is drawn again", path)
         documents = self.sampler.sample(self.batch_size, derive_seed(self.seed, "self_generated", index))
+        self._note(self.sampler.observed)
         _write_shard(path, _as_arrow(documents))
         return documents
+
+    def _note(self, observed: dict[str, Any]) -> None:
+        path = self.folder / f"engine-{hash_settings(observed)}.json"
+        if observed and not path.exists():
+            _write_whole(path, lambda partial: partial.write_text(json.dumps(observed, indent=2)))
 
 
 def generation_work(asked: int | Literal["auto"], sampler: Sampler, request: SourceRequest) -> Work:
@@ -107,6 +119,9 @@ def generation_work(asked: int | Literal["auto"], sampler: Sampler, request: Sou
     n_shards = -(-request.n_tokens // (likely * longest))
     shards = ShardCache(sampler, likely, request.seed, request.cache_dir)
     to_draw = sum(not (shards.folder / f"shard-{index:06d}.arrow").exists() for index in range(n_shards))
+    if sampler.batches_itself:
+        # To try it would be to start it, or to ask a server that may not run yet.
+        return Work(at_least=to_draw > 0)
     tokens = to_draw * likely * sampler.max_new_tokens + 2 * TRIAL_TOKENS * sum(tries)
     # Another model's weights are not loaded for an estimate: this one's speed, and it is at least that.
     other = sampler.model is not request.language_model
@@ -125,11 +140,13 @@ def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: 
     kept = _kept_batch_size(sampler, request)
     if kept is not None:
         return kept
-    rates = _measure(_sizes(sampler, request), sampler)
+    sizes = _sizes(sampler, request)
+    # Such an engine draws as many at once as it can: all that a shard may have.
+    rates = dict.fromkeys(sizes[-1:], 0.0) if sampler.batches_itself else _measure(sizes, sampler)
     best = pick_batch_size({size: rate * _wanted(size, sampler, request) for size, rate in rates.items()})
-    log.info(
-        "batch_size auto: %s tokens/s; taking %d", {size: round(rate) for size, rate in rates.items()}, best
-    )
+    if not sampler.batches_itself:
+        measured = {size: round(rate) for size, rate in rates.items()}
+        log.info("batch_size auto: %s tokens/s; taking %d", measured, best)
     _write_whole(
         _batch_size_file(sampler, request),
         lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates})),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sae_faithful import RunError
+from sae_faithful import JsonClient, Manners, RunError
 from sae_faithful_plugins.autointerp.assistants import (
     MALFORMED,
     REFUSAL,
@@ -24,7 +24,7 @@ from sae_faithful_plugins.autointerp.assistants import (
     Question,
 )
 from sae_faithful_plugins.autointerp.cache import ReplyCache
-from sae_faithful_plugins.autointerp.client import Client, Manners
+from sae_faithful_plugins.autointerp.client import Client
 from sae_faithful_plugins.autointerp.scoring import Missing
 
 
@@ -166,9 +166,9 @@ def test_a_server_that_is_there_and_never_in_time_is_a_time_out_and_not_the_end(
 def test_one_question_without_connection_is_missing_where_others_are_answered(
     repeats: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = Client._send
+    send = JsonClient.send
 
-    def refused(self: Client, path: str, body: dict[str, Any]) -> Any:
+    def refused(self: JsonClient, path: str, body: dict[str, Any]) -> Any:
         if said(body) != 1:
             return send(self, path, body)
         while len(repeats.answered) < 2:
@@ -176,7 +176,7 @@ def test_one_question_without_connection_is_missing_where_others_are_answered(
         time.sleep(0.2)  # until those two are read, which was after this try began
         raise urllib.error.URLError(ConnectionRefusedError())
 
-    monkeypatch.setattr(Client, "_send", refused)
+    monkeypatch.setattr(JsonClient, "send", refused)
     assert make_client(retries=0).answer(questions(3)) == ["0", Missing(SERVER_ERROR), "2"]
 
 

@@ -14,7 +14,8 @@ from scipy import stats
 
 from sae_faithful import LanguageModel, UsageError
 from sae_faithful_plugins.self_generated import SelfGenerated
-from sae_faithful_plugins.self_generated.sampling import Sampler, build_prompt
+from sae_faithful_plugins.self_generated.engines.transformers import TransformersSampler as Sampler
+from sae_faithful_plugins.self_generated.sampling import build_prompt
 
 VOCAB, BOS, EOS = 64, 0, 1
 DRAWS = 6_000

@@ -13,7 +13,7 @@ from sae_faithful import LanguageModel, TokenSet, UsageError, load_plugins
 from sae_faithful.data import measure_typicality
 from sae_faithful_plugins.self_generated import SelfGenerated
 from sae_faithful_plugins.self_generated import shards as shards_module
-from sae_faithful_plugins.self_generated.sampling import Sampler
+from sae_faithful_plugins.self_generated.engines.transformers import TransformersSampler as Sampler
 from sae_faithful_plugins.self_generated.shards import ShardCache
 
 VOCAB, BOS, EOS = 64, 0, 1

@@ -14,7 +14,7 @@ import pytest
 
 from sae_faithful import RunError, derive_seed
 from sae_faithful_plugins.self_generated import shards as shards_module
-from sae_faithful_plugins.self_generated.sampling import Sampler
+from sae_faithful_plugins.self_generated.engines.transformers import TransformersSampler as Sampler
 from sae_faithful_plugins.self_generated.shards import (
     BATCH_SIZES,
     ShardCache,
