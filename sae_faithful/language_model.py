@@ -307,6 +307,10 @@ class LanguageModel:
                 raise UsageError(f"generator '{name}' has another vocabulary than {self.name}")
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """To another process goes what the model is; it loads for itself, if it has to."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
     def _run(self, tokens: torch.Tensor, hooks: list[Any], **options: Any) -> torch.Tensor:
         if not _is_proxy(self.model):
             options["prepend_bos"] = False

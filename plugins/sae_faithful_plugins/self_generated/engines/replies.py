@@ -21,6 +21,11 @@ def is_completion(reply: Any) -> bool:
         return False
 
 
+def is_list(reply: Any) -> bool:
+    """Whether a reply has the shape of a list of models."""
+    return isinstance(reply, dict) and isinstance(reply.get("data"), list)
+
+
 def model_of(listed: Any, asked: str | None, names: Collection[str], where: str) -> dict[str, Any]:
     """The card of the model to ask, among those that a server lists.
 

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sae_faithful import HttpFailure, JsonClient, Manners, RunError, derive_seed
-from sae_faithful_plugins.self_generated.engines.replies import check_reply, is_completion, model_of
+from sae_faithful_plugins.self_generated.engines.replies import check_reply, is_completion, is_list, model_of
 from sae_faithful_plugins.self_generated.sampling import Sampler, stop_ids_on_disk
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ NOT_DETERMINED = (
     "the server's release, weights, dtype and batching are its own: a seed goes with every sample, and whether it "
     "gives the same sample again is up to the server"
 )
-NO_TOKEN_IDS = "re-tokenised text is not the model's own tokens. Use a vLLM server (0.10.2 or newer), or engine transformers"
+NO_TOKEN_IDS = (
+    "re-tokenised text is not the model's own tokens: use a vLLM server (0.10.2 or newer), or engine transformers"
+)  # fmt: skip
 REASONS = {401: "unauthorised", 403: "forbidden"}
 
 
@@ -87,7 +89,7 @@ class ServerSampler(Sampler):
 
     def close(self) -> None:
         """Forget what was found out: the next use asks again."""
-        self.__dict__.pop("_served", None)
+        vars(self).pop("_served", None)
 
     @cached_property
     def _http(self) -> JsonClient:
@@ -101,7 +103,7 @@ class ServerSampler(Sampler):
         Raises:
             RunError: no server, no such model, or one that cannot be sampled by ids.
         """
-        listed = self._ask("models", None, lambda reply: isinstance(reply, dict) and "data" in reply)
+        listed = self._ask("models", None, is_list)
         card = model_of(listed, self.model_name, (self.model.name, self.model.files), self._where)
         room = card.get("max_model_len")
         needed = len(self.prompt_ids) + self.max_new_tokens

@@ -36,7 +36,7 @@ class TransformersSampler(Sampler):
     def of(cls, options: SelfGenerated, request: SourceRequest) -> Self:
         """The sampler of a source's options."""
         plain = cls.from_options(options, request)
-        if not options.continuous_batching or not plain.on_cuda:
+        if options.continuous_batching is False or not plain.on_cuda:
             return plain
         why_not = continuous_batching.why_not(plain.model)
         if why_not:

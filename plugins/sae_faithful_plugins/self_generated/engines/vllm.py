@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -94,10 +94,8 @@ class VllmSampler(Sampler):
 
     @cached_property
     def _llm(self) -> Any:
-        from vllm import LLM
-
         memory = self.gpu_memory_utilization
-        return LLM(
+        return _vllm().LLM(
             model=self.model.files,
             dtype=self.dtype,
             tensor_parallel_size=self.tensor_parallel,
@@ -111,12 +109,11 @@ class VllmSampler(Sampler):
 
     def sample(self, n: int, seed: int) -> list[np.ndarray]:
         """As `Sampler.sample`: each sample has a seed of its own."""
-        from vllm import SamplingParams, TokensPrompt
-
-        prompts = [TokensPrompt(prompt_token_ids=list(self.prompt_ids)) for _ in range(n)]
+        vllm = _vllm()
+        prompts = [vllm.TokensPrompt(prompt_token_ids=list(self.prompt_ids)) for _ in range(n)]
         # top_k is left at its default, which truncates nothing; what means "all" has changed between releases.
         params = [
-            SamplingParams(
+            vllm.SamplingParams(
                 temperature=self.temperature,
                 top_p=self.top_p,
                 min_p=0.0,
@@ -147,7 +144,7 @@ class VllmSampler(Sampler):
 
     def close(self) -> None:
         """Free the GPU: the model that is measured needs it next."""
-        if self.__dict__.pop("_llm", None) is not None:
+        if vars(self).pop("_llm", None) is not None:
             import gc
 
             import torch
@@ -155,3 +152,8 @@ class VllmSampler(Sampler):
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _vllm() -> Any:
+    """The package; this module has its name."""
+    return import_module("vllm")
