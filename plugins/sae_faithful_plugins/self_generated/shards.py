@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -51,7 +52,10 @@ class ShardCache:
     @property
     def engine(self) -> dict[str, Any]:
         """Who drew, for the card; `seen`: what the shards' engine said of itself while it drew them, each once."""
-        seen = [json.loads(path.read_text()) for path in sorted(self.folder.glob("engine-*.json"))]
+        seen: list[dict[str, Any]] = []
+        for path in sorted(self.folder.glob("engine-*.json")):
+            with contextlib.suppress(ValueError):  # a damaged file says nothing
+                seen.append(json.loads(path.read_text(encoding="utf-8")))
         return {**self.sampler.engine, **({"seen": seen} if seen else {})}
 
     @property
