@@ -266,9 +266,15 @@ def _score(
     log_p = torch.log_softmax(logits, dim=-1)
     del logits
     p = log_p.exp()
+    surprise = -log_p.gather(-1, tokens[:, 1:, None].to(log_p.device))[..., 0]
+    log_p.masked_fill_(p == 0, 0.0)  # tokens a model rules out, at minus infinity, count nothing
     entropy = -(p * log_p).sum(-1)
     variance = (p * log_p.square()).sum(-1) - entropy.square()
-    surprise = -log_p.gather(-1, tokens[:, 1:, None].to(log_p.device))[..., 0]
+    if not bool(torch.isfinite(entropy.sum())):
+        raise RunError(
+            f"next-token probabilities of {model.name} are not finite; load it in another dtype "
+            "(model_from_pretrained_kwargs)"
+        )
     columns = [column.double().cpu().numpy() for column in (surprise, entropy, variance)]
     return [
         tuple(column[row, prompt_length - 1 : len(document) - 1] for column in columns)  # pyright: ignore[reportReturnType]

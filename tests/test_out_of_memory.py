@@ -1,4 +1,4 @@
-"""Out of memory: smaller batches where the results do not depend on them, one clear line where they do."""
+"""Out of memory (smaller batches where the results do not depend on them), and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -151,3 +151,36 @@ def test_activations_that_are_not_finite_are_named_where_they_are_measured(
         RunError, match=r"activations at model\.layers\.0 are not finite on .* rows \d+ to \d+"
     ):
         run(ExperimentConfig.from_dict({**tiny_config, "evaluators": ["reconstruction"]}))
+
+
+@pytest.mark.parametrize("what", ["shard", "score"])
+def test_probabilities_that_are_not_finite_are_named(
+    tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def spoilt(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        # Sampling keeps keys and values, and scoring does not need them.
+        if (what == "shard") == (kwargs.get("past_key_values") is not None):
+            output.logits.fill_(float("nan"))
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", spoilt)
+    with pytest.raises(RunError, match=r"next-token probabilities of .* are not finite"):
+        run(ExperimentConfig.from_dict(tiny_config))
+
+
+def test_a_model_that_rules_tokens_out_has_a_typicality(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama, logits = LanguageModel(tiny_llama), LanguageModel.logits
+
+    def without_last(self: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+        return logits(self, tokens).index_fill(-1, torch.tensor([63]), float("-inf"))
+
+    monkeypatch.setattr(LanguageModel, "logits", without_last)
+    documents = [np.random.default_rng(i).integers(3, 60, 20) for i in range(10)]
+    assert np.isfinite(measure_typicality(documents, 1, llama, 100, seed=0).gap)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sae_faithful import RunError
 from sae_faithful_plugins.self_generated.engines import continuous_batching
 from sae_faithful_plugins.self_generated.sampling import Sampler, stop_ids
 
@@ -91,7 +92,7 @@ class TransformersSampler(Sampler):
         import torch
         from sae_lens.util import temporary_seed
 
-        with torch.no_grad(), temporary_seed(seed):
+        with torch.no_grad(), temporary_seed(seed), _not_finite_named(self.model.name):
             if self.continuous:
                 drawn = continuous_batching.draw(
                     self._inner, [list(self.prompt_ids)] * n, self._config(), seed
@@ -163,3 +164,17 @@ def _generation_config(model: Any, config: Any) -> Generator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+@contextlib.contextmanager
+def _not_finite_named(model: str) -> Generator[None]:
+    """What torch says of drawing from NaN, in a user's words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise RunError(
+            f"self_generated: next-token probabilities of {model} are not finite; load it in another dtype "
+            "(model_from_pretrained_kwargs, or dtype of the source)"
+        ) from error
