@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         own_texts,
     )
     from sae_faithful.language_model import LanguageModel
+    from sae_faithful.packing import SeenDocuments
     from sae_faithful.progress import Progress
     from sae_faithful.registry import PluginManager, load_plugins
     from sae_faithful.report.figures import Figure, figures
@@ -75,6 +76,7 @@ _HOMES = {
     "RunData": "report.run_data",
     "RunError": "interfaces",
     "SAEHandle": "sae_handle",
+    "SeenDocuments": "packing",
     "Source": "interfaces",
     "SourceRequest": "source_request",
     "TokenSet": "tokens",
@@ -126,6 +128,7 @@ __all__ = [
     "RunData",
     "RunError",
     "SAEHandle",
+    "SeenDocuments",
     "Source",
     "SourceRequest",
     "TokenSet",

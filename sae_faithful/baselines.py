@@ -15,7 +15,7 @@ from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json
 from sae_faithful.sae_handle import SAEHandle
-from sae_faithful.timings import took
+from sae_faithful.timings import begins, took
 from sae_faithful.tokens import special_token_mask
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def fit_baselines(
         if baselines:
             log.info("baselines/%s: reused", source)
         return
+    begins(f"baselines/{source}", f"fitting {len(missing)} to {config.baseline_tokens:,} activations")
     begun = time.monotonic()
     hooks = list(dict.fromkeys(one.hook for one in missing))
     drawn = draw_activations(source, tokens, hooks, config, model)
@@ -120,11 +121,10 @@ def draw_activations(
     parts: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     left = config.baseline_tokens
     order = rng.permutation(len(tokens))
-    ids = tokens.rows()
     batch_rows = config.store_batch_size_prompts
     with Progress(f"activations of {source} for baselines", left, "tokens") as progress:
         for start in range(0, len(order), batch_rows):
-            rows = ids[order[start : start + batch_rows]]
+            rows = tokens.rows_at(order[start : start + batch_rows])
             mask = torch.from_numpy(special_token_mask(rows, model.special_token_ids) & kept)
             activations = model.activations(torch.from_numpy(rows), hooks)
             for hook in hooks:

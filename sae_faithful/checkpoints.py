@@ -85,15 +85,17 @@ class CheckpointedTraining:
     Args:
         runner: before its `run()`.
         checkpoints: where they go and what they are of; None: none is written or used.
+        skipped_batches: that are drawn before the first step, and used for nothing.
     """
 
-    def __init__(self, runner: Any, checkpoints: Checkpoints | None) -> None:
+    def __init__(self, runner: Any, checkpoints: Checkpoints | None, skipped_batches: int = 0) -> None:
         from sae_lens import MultiSAETrainingRunner
 
         self.checkpoints = checkpoints
         self.resumed_at: list[int] = []
         """Tokens after which this training was gone on with, from checkpoints."""
         self._runner = runner
+        self._skipped = skipped_batches
         self._multi = isinstance(runner, MultiSAETrainingRunner)
         self._trainers: Sequence[Any] = ()
         self._batch: torch.Tensor | None = None
@@ -124,6 +126,9 @@ class CheckpointedTraining:
         self._trainers = list(trainer.trainers.values()) if self._multi else [trainer]
         if self._seal is not None:
             self._go_on(trainer, self._seal)
+        else:
+            for _ in range(self._skipped):
+                next(trainer.data_provider)
         self._watch_steps()
         if self.checkpoints is None:
             return self._train(trainer)
@@ -248,11 +253,11 @@ class CheckpointedTraining:
         write_json(path / SEAL, seal)
 
     def _n_batches_before(self) -> int:
-        """Batches that an estimate of a norm took before the first step."""
+        """Batches that were drawn before the first step: an estimate of a norm takes some."""
         estimated = any(
             trainer.sae.cfg.normalize_activations in ESTIMATED_NORMS for trainer in self._trainers
         )
-        return self._runner.cfg.n_batches_for_norm_estimate if estimated else 0
+        return self._runner.cfg.n_batches_for_norm_estimate if estimated else self._skipped
 
 
 def _stay(*_: Any) -> None:

@@ -36,7 +36,7 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
 
     Raises:
         UsageError: a name that cannot be a folder's, repeated seeds, hooks that contradict each other,
-            too few `baseline_tokens`, `fused_adam` on a device without it.
+            too few `baseline_tokens` or `saes_at_once`, `fused_adam` on a device without it.
     """
 
     dataset_trust_remote_code: bool = False
@@ -74,6 +74,9 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     exact_resume: bool = True
     """Whether a training that goes on from a checkpoint reads all used texts again, so that its SAEs are those of an
     undisturbed one; without, SAELens's cheaper way, and `resumed.json` beside the SAEs says so."""
+    saes_at_once: int | None = None
+    """At most so many SAEs of a source are trained in one pass of the model; default: as many as fit into memory. The
+    others follow, on identical data: weights do not depend on it."""
     threads: int | None = None
     """PyTorch's CPU threads; default: PyTorch's own choice. Results are bit-identical at equal thread counts."""
     ray: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -97,6 +100,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         check_resources(self.ray)
         if self.typicality_limit is not None and not self.typicality_limit > 0:
             raise UsageError(f"typicality_limit {self.typicality_limit} is not above 0; null stops no run")
+        if self.saes_at_once is not None and self.saes_at_once < 1:
+            raise UsageError(f"saes_at_once {self.saes_at_once} is not positive")
         if self.fused_adam and str(self.device).partition(":")[0] not in FUSED_ADAM_DEVICES:
             choices = ", ".join(FUSED_ADAM_DEVICES)
             raise UsageError(

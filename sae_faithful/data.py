@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,11 @@ from sae_faithful.metrics.typicality import LIMIT, TypicalityGap, beyond, typica
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import Step, cache_dir, write_json
 from sae_faithful.source_request import SourceRequest
-from sae_faithful.timings import timed
+from sae_faithful.timings import begins, timed
 from sae_faithful.tokens import TokenSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from sae_faithful.language_model import LanguageModel
@@ -85,7 +87,7 @@ def prepare_text(planned: PlannedText, config: TextSettings, model: LanguageMode
     if folder.finished(step):
         log.info("data/%s: reused", planned.name)
         return
-    log.info("data/%s: %s tokens from %s", planned.name, f"{planned.n_tokens:,}", planned.plugin)
+    begins(f"data/{planned.name}", f"{planned.n_tokens:,} tokens from {planned.plugin}")
     kind = "sources" if planned.trained_on else "datasets"
     advice = (
         f"what is drawn depends on the batch, so it is not made smaller on the way; lower "
@@ -108,8 +110,10 @@ def open_text(folder: Path) -> Text:
     )
 
 
-def load_tokens(planned: PlannedText, config: TextSettings, model: LanguageModel) -> TokenSet:
-    """What the source gives, checked.
+def load_tokens(
+    planned: PlannedText, config: TextSettings, model: LanguageModel, scratch: Path | None = None
+) -> TokenSet:
+    """What the source gives, checked; in files in `scratch`, if it is given.
 
     Raises:
         RunError: rows of the wrong length, ids outside the vocabulary, too few tokens to train on.
@@ -122,6 +126,7 @@ def load_tokens(planned: PlannedText, config: TextSettings, model: LanguageModel
         seed=config.seed,
         cache_dir=cache_dir(),
         language_model=model,
+        scratch=scratch,
     )
     tokens = planned.source.load(request)
     owner = f"source plugin '{planned.plugin}' (for '{planned.name}')"
@@ -285,8 +290,8 @@ def _score(
 def _write_text(
     planned: PlannedText, config: TextSettings, model: LanguageModel, folder: RunFolder, step: Step
 ) -> None:
-    tokens = load_tokens(planned, config, model)
-    with folder.writing(step) as partial:
+    with folder.writing(step) as partial, _scratch(partial) as scratch:
+        tokens = load_tokens(planned, config, model, scratch)
         if planned.trained_on:
             train, held_out = tokens.split()
             train.save(partial / TRAIN_FILE)
@@ -323,6 +328,17 @@ def _write_text(
         write_json(partial / TYPICALITY_FILE, _by_document(planned.name, gap))
 
 
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Generator[Path]:
+    """A folder on the disk that the step's files go to."""
+    path = folder / "scratch"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def score_random_tokens(config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:
     """Measure the typicality gap of uniform random tokens, if it is not on disk yet."""
     step = random_tokens_step(config, model)
@@ -332,6 +348,7 @@ def score_random_tokens(config: TextSettings, model: LanguageModel, folder: RunF
     rows = model.random_rows(
         RANDOM_ROWS, min(RANDOM_ROW_TOKENS, model.context_limit or RANDOM_ROW_TOKENS), rng
     )
+    begins(step.path, f"{rows.size:,} tokens")
     with timed(step.path), folder.writing(step) as partial:
         gap = measure_typicality(list(rows), 1, model, rows.size, config.seed, "random tokens")
         write_json(partial / CARD_FILE, {"name": RANDOM_TOKENS, "typicality": _plain_gap(gap)})

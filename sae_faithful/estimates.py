@@ -6,20 +6,21 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful.costs import encoding, of_model, of_work, together, training
 from sae_faithful.data import RANDOM_ROW_TOKENS, RANDOM_ROWS, random_tokens_step
+from sae_faithful.groups import groups_of
 from sae_faithful.interfaces import ModelUnreadable, RunError, UsageError, Work
 from sae_faithful.measured_rates import Rates, measure
 from sae_faithful.memory import Needs, needs_of
-from sae_faithful.monitors import SHARE_OF_TRAINING
 from sae_faithful.progress import silenced
 from sae_faithful.run_folder import cache_dir, data_path
 from sae_faithful.stand_ins import planned_context, request_for
-from sae_faithful.steps import ESTIMATED_NORMS, evaluation_inputs, evaluator_steps, training_inputs
 from sae_faithful.steps import baseline_inputs as inputs_of_baselines
+from sae_faithful.steps import evaluation_inputs, evaluator_steps, training_inputs
 from sae_faithful.timings import PASSES, REPORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.interfaces import EvalContext, Trial
@@ -43,6 +44,8 @@ class StepEstimate:
     at_least: bool = False
     memory: int = 0
     """Bytes, the process's own included."""
+    notes: Sequence[str] = ()
+    """What else is to be known of it, a line each."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Estimate:
     def seconds(self, step: StepEstimate) -> float | None:
         """Of one step; None where it is reused or unknown."""
         return None if step.reused or step.cost is None else step.cost(self.rates)
+
+    @property
+    def notes(self) -> list[str]:
+        """Of all steps that are not done yet."""
+        return [line for step in self.steps if not step.reused for line in step.notes]
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes by step that is not done yet."""
+        return {step.name: step.memory for step in self.steps if step.memory and not step.reused}
 
     @property
     def expected(self) -> dict[str, float]:
@@ -129,19 +142,21 @@ def _steps(
             name=random_tokens_step(config, model).path,
             what="their typicality gap, to compare with",
             reused=folder.finished(random_tokens_step(config, model)),
-            cost=lambda rates: _of_model(rates, 0, RANDOM_ROWS * RANDOM_ROW_TOKENS),
+            cost=lambda rates: of_model(rates, 0, RANDOM_ROWS * RANDOM_ROW_TOKENS),
             memory=needs.whole_forwards(),
         )
     if until == "data":
         return
     for source, _, inputs in training_inputs(plan, model):
         missing = [sae for sae in plan.saes if not folder.finished(sae.step(source, inputs))]
+        groups = groups_of(missing, config, model)
         yield StepEstimate(
             name=f"saes/{source}",
             what=f"{_number(missing or plan.saes, 'SAE')}, {config.training_tokens:,} tokens each",
             reused=not missing,
-            cost=_training(missing, config, monitors=bool(plan.monitors)),
-            memory=needs.training(missing, config),
+            cost=training(groups.groups, config, monitors=bool(plan.monitors)),
+            memory=max((needs.training(group, config) for group in groups.groups), default=0),
+            notes=[f"saes/{source}: {line}" for line in groups.lines],
         )
     if until == "saes":
         return
@@ -153,7 +168,7 @@ def _steps(
             name=f"baselines/{text.name}",
             what=f"{_number(fits or plan.baselines, 'fit')} to {tokens:,} activations",
             reused=not fits,
-            cost=lambda rates, tokens=tokens: _of_model(rates, tokens, 0),
+            cost=lambda rates, tokens=tokens: of_model(rates, tokens, 0),
             at_least=True,
             memory=needs.fitting(tokens, [one.hook for one in fits]),
         )
@@ -181,7 +196,9 @@ def _text_step(
         name=data_path(text.name),
         what=f"{text.n_tokens:,} tokens from {text.plugin}",
         reused=reused,
-        cost=None if work is None else lambda rates: _sum(_of_work(rates, work), _of_model(rates, 0, scored)),
+        cost=None
+        if work is None
+        else lambda rates: together(of_work(rates, work), of_model(rates, 0, scored)),
         at_least=work is not None and work.at_least,
         memory=needs.whole_forwards(),
     )
@@ -201,7 +218,7 @@ def _evaluator_steps(
         yield StepEstimate(
             name=PASSES,
             what=f"{tokens:,} tokens that evaluators look at, once for all of them",
-            cost=lambda rates: _of_model(rates, tokens, 0),
+            cost=lambda rates: of_model(rates, tokens, 0),
             memory=needs.passes(config),
         )
     # As in the passes themselves: the first that asks for an SAE's latents of a text pays for them.
@@ -215,8 +232,8 @@ def _evaluator_steps(
         yield StepEstimate(
             name=step.path,
             what=_what(work, context),
-            cost=lambda rates, work=work, encoded=encoded: _sum(
-                _of_work(rates, work), _encoding(rates, encoded)
+            cost=lambda rates, work=work, encoded=encoded: together(
+                of_work(rates, work), encoding(rates, encoded)
             ),
             at_least=work.at_least,
             memory=needs.whole_forwards() if work.logit_tokens else needs.passes(config),
@@ -288,48 +305,6 @@ def _what(work: Work, context: EvalContext) -> str:
         f"{_number(context.handles, 'SAE')} on {_number(work.passes, 'text')}" if work.passes else "",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _training(missing: Sequence[Any], config: ExperimentConfig, *, monitors: bool) -> Any:
-    """Reading activations once for all SAEs, and a step of each; batches that only estimate a norm are read, too."""
-    norm = any(sae.config.normalize_activations in ESTIMATED_NORMS for sae in missing)
-    extra = config.n_batches_for_norm_estimate * config.train_batch_size_tokens if norm else 0
-
-    def cost(rates: Rates) -> float | None:
-        if rates.forward is None or not rates.train:
-            return None
-        steps = config.training_tokens * sum(rates.train[sae.hook, sae.variant] for sae in missing)
-        seconds = rates.forward * (config.training_tokens + extra) + steps
-        return seconds * (1 + SHARE_OF_TRAINING) if monitors else seconds
-
-    return cost
-
-
-def _of_model(rates: Rates, forward: float, logits: float) -> float | None:
-    if rates.forward is None or rates.logits is None:
-        return None
-    return rates.forward * forward + rates.logits * logits
-
-
-def _encoding(rates: Rates, encoded: Mapping[tuple[str, str], float]) -> float | None:
-    if not rates.encode:
-        return None
-    # Baselines are not measured: as the SAEs are, on average.
-    usual = sum(rates.encode.values()) / len(rates.encode)
-    return sum(rates.encode.get(place, usual) * tokens for place, tokens in encoded.items())
-
-
-def _of_work(rates: Rates, work: Work) -> float | None:
-    """What a plugin said it does, but for what it shares with others."""
-    of_model = _of_model(rates, work.forward_tokens, work.logit_tokens)
-    if of_model is None:
-        return None
-    tried = sum(rates.trials.get(id(one), 0.0) * one.times for one in work.trials)
-    return of_model + tried + work.seconds
-
-
-def _sum(*parts: float | None) -> float | None:
-    return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
 
 
 def _number(things: Any, name: str) -> str:

@@ -17,7 +17,7 @@ from sae_faithful.plan import in_reading_order
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.steps import evaluator_steps
-from sae_faithful.timings import PASSES, took
+from sae_faithful.timings import PASSES, begins, took
 from sae_faithful.tokens import special_token_mask
 
 if TYPE_CHECKING:
@@ -84,15 +84,17 @@ def evaluate(
             log.info("results/%s: reused", planned.name)
         else:
             missing.append(planned)
+    if missing:
+        begins(PASSES)
     begun = time.monotonic()
     observers, spent = _observed(missing, context, batch_rows, seqpos_slice)
     of_evaluator = {name: sum(spent.get(id(one), 0.0) for one in group) for name, group in observers.items()}
     if spent:
         took(PASSES, time.monotonic() - begun - sum(of_evaluator.values()))
     for planned in missing:
-        log.info("results/%s", planned.name)
-        begun = time.monotonic()
         step = steps[planned.name]
+        begins(step.path)
+        begun = time.monotonic()
         features = merge_features({name: folder.result_dir(name) for name in planned.read_among(names)})
         with folder.writing(step) as partial, out_of_memory_named(f"measuring {planned.name}", LESS_MEMORY):
             results = planned.evaluator.evaluate(replace(context, features=features), observers[planned.name])

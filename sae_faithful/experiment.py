@@ -27,7 +27,7 @@ from sae_faithful.report import write_comparison, write_report
 from sae_faithful.run_folder import RunFolder, write_aside, write_json, write_text
 from sae_faithful.stand_ins import UnreadableModel
 from sae_faithful.steps import training_inputs
-from sae_faithful.timings import REPORT, timed
+from sae_faithful.timings import REPORT, begins, timed
 from sae_faithful.units import (
     Experiment,
     FitBaselines,
@@ -239,6 +239,7 @@ def _rounds(experiment: Experiment, until: str, placement: Placement) -> Rounds:
             return
         yield [*saes, *(FitBaselines(text.name) for text in plan.sources if plan.baselines)]
         yield evaluator_units(experiment, apart=placement.apart)
+        begins(REPORT)
         with timed(REPORT):
             collect_results(plan, config, model, folder)
             write_report(folder)
@@ -253,7 +254,8 @@ def _announce(experiment: Experiment, until: str, *, here: bool) -> None:
     reason = None if here else "times: the work is done by workers, whose speed is not measured"
     made = estimate(experiment.plan, config, experiment.model, folder, until, unmeasured=reason)
     log.info("%s", plan_text(made, config, folder))
-    experiment.timings.expected, experiment.timings.facts = made.expected, made.facts
+    timings = experiment.timings
+    timings.expected, timings.memory, timings.facts = made.expected, made.memory, made.facts
 
 
 def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:

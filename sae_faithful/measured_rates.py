@@ -12,7 +12,8 @@ import numpy as np
 from sae_faithful.monitors import random_state_kept
 from sae_faithful.optimizer import prepare_adam
 from sae_faithful.progress import silenced
-from sae_faithful.training import initialise, misleading_warnings_silenced
+from sae_faithful.saelens_output import misleading_warnings_silenced
+from sae_faithful.training import initialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.evaluation import LATENTS_PER_BATCH
+from sae_faithful.steps import estimates_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sae_faithful.config import ExperimentConfig
     from sae_faithful.language_model import LanguageModel
@@ -29,6 +30,8 @@ COPIES_OF_LATENTS = 3
 """Before the activation function, after it, and their gradient."""
 COPIES_OF_BUFFER = 2
 """SAELens shuffles by copying."""
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of control groups of the second and the first version."""
 BYTES_PER_TOKEN = 8
 """On disk: its id and its document's number, 32 bits each."""
 
@@ -62,12 +65,7 @@ class Needs:
 
     def training(self, saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
         """SAEs that are trained together take their steps one after the other: one has latents at a time."""
-        buffer = config.n_batches_in_buffer * config.context_size * sum(self.d_in.values())
-        parameters = sum(parameters_of(sae) for sae in saes)
-        latents = config.train_batch_size_tokens * max((int(sae.config.d_sae) for sae in saes), default=0)
-        return self._always + FLOAT * (
-            COPIES_OF_BUFFER * buffer + COPIES_OF_SAE * parameters + COPIES_OF_LATENTS * latents
-        )
+        return self._always + training_bytes(saes, config)
 
     def fitting(self, tokens: int, hooks: Sequence[str]) -> int:
         """Activations of all hooks, and as much again for what a fit makes of those of one."""
@@ -81,6 +79,18 @@ class Needs:
         return self._always + self.saes + 2 * FLOAT * latents
 
 
+def training_bytes(saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
+    """What is held to train these SAEs on the same batches, beside the model: activations, SAEs, one step of one."""
+    width = sum({sae.hook: int(sae.config.d_in) for sae in saes}.values())
+    tokens = COPIES_OF_BUFFER * config.n_batches_in_buffer * config.context_size
+    if len(saes) > 1 and any(estimates_norm(sae) for sae in saes):
+        # SAELens keeps all batches that a norm is estimated from.
+        tokens += config.n_batches_for_norm_estimate * config.train_batch_size_tokens
+    parameters = sum(parameters_of(sae) for sae in saes)
+    latents = config.train_batch_size_tokens * max((int(sae.config.d_sae) for sae in saes), default=0)
+    return FLOAT * (tokens * width + COPIES_OF_SAE * parameters + COPIES_OF_LATENTS * latents)
+
+
 def parameters_of(sae: PlannedSAE) -> int:
     """An encoder and a decoder with their biases."""
     d_in, d_sae = int(sae.config.d_in), int(sae.config.d_sae)
@@ -91,8 +101,7 @@ def needs_of(plan: Plan, model: LanguageModel) -> Needs:
     """From the config and the model's shape."""
     unknown: list[str] = []
     try:
-        weights = sum(one.numel() * one.element_size() for one in model.skeleton.parameters())
-        vocab = model.vocab_size
+        weights, vocab = _weights(model), model.vocab_size
     except ValueError as error:
         weights, vocab = 0, 0
         unknown.append(f"memory without the model's own, and times: {error}")
@@ -110,6 +119,14 @@ def needs_of(plan: Plan, model: LanguageModel) -> Needs:
     )
 
 
+def weights_of(model: LanguageModel) -> int:
+    """Bytes of the model's weights; 0 where they are not known before they are loaded."""
+    try:
+        return _weights(model)
+    except ValueError:
+        return 0
+
+
 def current_memory() -> int:
     """Bytes that this process holds now; 0 where the system does not say."""
     try:
@@ -125,9 +142,35 @@ def machine(device: str, folder: Path) -> dict[str, Any]:
 
     there: dict[str, Any] = {}
     if sys.platform != "win32":
-        there["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there["memory"] = device_memory("cpu")
     if torch.device(device).type == "cuda":
-        there["gpu"] = torch.cuda.mem_get_info(torch.device(device))[1]
+        there["gpu"] = device_memory(device)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     there["disk"] = shutil.disk_usage(existing).free
     return there
+
+
+def device_memory(device: str) -> int:
+    """Bytes that a device has, used or not: of a GPU, or of this machine as far as this process may have them."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[1]
+    if sys.platform == "win32":
+        return sys.maxsize
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limits())
+
+
+def _container_limits() -> Iterator[int]:
+    """What a container or a batch system allows; beyond it the process is killed."""
+    for path in CONTAINER_LIMITS:
+        try:
+            limit = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            yield int(limit)
+
+
+def _weights(model: LanguageModel) -> int:
+    return sum(one.numel() * one.element_size() for one in model.skeleton.parameters())

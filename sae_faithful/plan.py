@@ -39,7 +39,7 @@ NOT_OF_TRAINING = {
     "save_final_checkpoint", "output_path", "resume_from_checkpoint", "verbose", "sae_lens_version",
     "sae_lens_training_version", "cached_activations_path", "prepend_bos", "sequence_separator_token",
     "disable_concat_sequences", "threads", "monitors", "monitor_tokens", "baselines", "baseline_tokens",
-    "exact_resume", "ray", "typicality_limit",
+    "exact_resume", "ray", "typicality_limit", "saes_at_once",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sae_faithful.memory import machine
-from sae_faithful.progress import about
+from sae_faithful.progress import about, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,16 +28,6 @@ def plan_text(estimate: Estimate, config: ExperimentConfig, folder: RunFolder) -
         for row in rows
     ]
     return "\n".join([head, *table, *(f"  {line}" for line in _below(estimate, config, folder))])
-
-
-def size(n_bytes: float) -> str:
-    """Two digits: `1.2 GB`, `850 MB`."""
-    value, unit = n_bytes, "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}" if value < 10 and unit != "bytes" else f"{value:,.0f} {unit}"
 
 
 def _row(step: StepEstimate, estimate: Estimate) -> tuple[str, ...]:
@@ -83,4 +73,5 @@ def _below(estimate: Estimate, config: ExperimentConfig, folder: RunFolder) -> I
                 else ""
             )
         )
+    yield from estimate.notes
     yield from (f"not estimated: {reason}" for reason in estimate.unknown)

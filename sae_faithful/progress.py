@@ -138,6 +138,16 @@ def libraries_as_well() -> Generator[None]:
             (turn_on if was_on else turn_off)()
 
 
+def size(n_bytes: float) -> str:
+    """Two digits: `1.2 GB`, `850 MB`."""
+    value, unit = n_bytes, "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.1f} {unit}" if value < 10 and unit != "bytes" else f"{value:,.0f} {unit}"
+
+
 def about(seconds: float) -> str:
     """A time that nobody knows exactly, with no more digits than that allows: `40 s`, `4 min`, `2.5 h`, `3 days`."""
     if seconds < 1:

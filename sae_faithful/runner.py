@@ -19,15 +19,9 @@ from sae_faithful.monitors import Monitors, watch_texts
 from sae_faithful.optimizer import choose_adam
 from sae_faithful.plan import make_plan, source_plugin_in_dataset_path
 from sae_faithful.registry import load_plugins
+from sae_faithful.saelens_output import bars_as_ours, misleading_warnings_silenced
 from sae_faithful.saelens_wandb import logging_to
-from sae_faithful.training import (
-    bars_as_ours,
-    guard_against_nan,
-    initialise,
-    mark_random_init,
-    misleading_warnings_silenced,
-    run_seeded,
-)
+from sae_faithful.training import guard_against_nan, initialise, mark_random_init, run_seeded
 from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:

@@ -37,6 +37,9 @@ class SourceRequest:
     """A folder for what is costly to make; the same for every run on this machine."""
     language_model: LanguageModel
     """The experiment's model: tokenizer and facts at no cost, weights on first use."""
+    scratch: Path | None = None
+    """A folder that is gone when the source's tokens are on disk: `pack` writes rows there as they fill. None: it
+    holds them in memory."""
 
     def tokenize(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Token ids of each text, without special tokens; in batches, as tokenizers are fastest."""
@@ -69,4 +72,5 @@ class SourceRequest:
             begin_rows_with_bos=self.prepend_bos,
             card=card,
             prompt_length=prompt_length,
+            path=None if self.scratch is None else self.scratch / "rows.arrow",
         )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sae_faithful.language_model import LanguageModel
-    from sae_faithful.plan import Plan, PlannedEvaluator, PlannedText
+    from sae_faithful.plan import Plan, PlannedEvaluator, PlannedSAE, PlannedText
     from sae_faithful.run_folder import Step
 
 ESTIMATED_NORMS = ("expected_average_only_in", "covariance_whitening")
@@ -19,7 +19,7 @@ ESTIMATED_NORMS = ("expected_average_only_in", "covariance_whitening")
 def training_inputs(plan: Plan, model: LanguageModel) -> list[tuple[str, str, dict[str, Any]]]:
     """For each source: its name, the dataset path its SAEs name, and what determines its data."""
     # SAEs that estimate a norm draw batches from the stream they share with the others.
-    shared = {"estimates_norm": any(sae.config.normalize_activations in ESTIMATED_NORMS for sae in plan.saes)}
+    shared = {"estimates_norm": any(estimates_norm(sae) for sae in plan.saes)}
     if plan.stock_dataset is not None:
         name = plan.stock_dataset.strip("/").replace("/", "--")
         return [
@@ -30,6 +30,11 @@ def training_inputs(plan: Plan, model: LanguageModel) -> list[tuple[str, str, di
             )
         ]
     return [(text.name, text.plugin, {**baseline_inputs(text, model), **shared}) for text in plan.sources]
+
+
+def estimates_norm(sae: PlannedSAE) -> bool:
+    """Whether SAELens draws batches to estimate a norm for it before the first step."""
+    return sae.config.normalize_activations in ESTIMATED_NORMS
 
 
 def baseline_inputs(text: PlannedText, model: LanguageModel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful.progress import about, exactly
+from sae_faithful.progress import about, exactly, size
 from sae_faithful.run_folder import write_json
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Timings:
     """None in a worker: the driver writes."""
     expected: Mapping[str, float] = field(default_factory=dict[str, float])
     """Seconds by step, where they were estimated."""
+    memory: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes by step that the process will have at most, where they were estimated."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What the estimate was made from: plain JSON."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
@@ -58,6 +60,7 @@ class Timings:
                 "step": step,
                 "seconds": round(seconds, 3),
                 "expected_seconds": None if expected is None else round(expected, 3),
+                "expected_memory_bytes": self.memory.get(step),
                 "peak_memory_bytes": rows[step]["peak_memory_bytes"]
                 if self._told(rows, step)
                 else self.peaks.get(step, peak),
@@ -81,6 +84,13 @@ def kept(timings: Timings) -> Generator[None]:
         yield
     finally:
         _current = before
+
+
+def begins(step: str, what: str = "") -> None:
+    """Say that a step begins, what it will do, and, where that was estimated, with how much memory."""
+    memory = None if _current is None else _current.memory.get(step)
+    said = "; ".join(filter(None, [what, f"up to {size(memory)} of memory" if memory else ""]))
+    log.info("%s%s", step, f": {said}" if said else "")
 
 
 @contextlib.contextmanager

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sae_faithful import interruption
+from sae_faithful.documents import Documents
 from sae_faithful.interfaces import RunError
+from sae_faithful.packing import (
+    NO_DOCUMENT,
+    ROWS_PER_BATCH,
+    SeenDocuments,
+    in_blocks,
+    pack,
+    table_of,
+    write_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,9 +28,6 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
     from jaxtyping import Bool, Int
-
-NO_DOCUMENT = -1
-"""The `document` of a BOS that packing put at the start of a row: nobody's token."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +55,42 @@ class TokenSet:
         begin_rows_with_bos: bool = True,
         card: Mapping[str, Any] | None = None,
         prompt_length: int = 1,
+        path: Path | None = None,
     ) -> TokenSet:
         """Pack documents into rows; see `pack`. Documents come without BOS; each is given one.
 
         Returns as many whole rows as the documents fill, at most ⌊n_tokens / context_size⌋.
+
+        Args:
+            documents: token ids of each; read only as far as needed.
+            n_tokens: how many tokens are wanted.
+            context_size: tokens a row.
+            bos_token_id: what every document is given to start with.
+            begin_rows_with_bos: whether a row that starts inside a document gets a BOS of its own.
+            card: what a reader of the data should know about it.
+            prompt_length: leading tokens of every document, BOS included, that were given and not drawn.
+            path: a new file that the rows go into as they fill, and are then mapped from; None: all rows are
+                held in memory.
         """
-        numbers: dict[bytes, int] = {}
-        repeats: list[tuple[int, int]] = []
-        rows: list[np.ndarray] = []
-        owners: list[np.ndarray] = []
-        stream = pack(
-            _distinct(documents, numbers, repeats),
-            context_size=context_size,
-            bos_token_id=bos_token_id,
-            begin_rows_with_bos=begin_rows_with_bos,
-        )
-        for row, owner in islice(stream, n_tokens // context_size):
-            rows.append(row)
-            owners.append(owner)
-        shape = (len(rows), context_size)
-        ids = np.stack(rows) if rows else np.zeros(shape, np.int32)
-        owner_ids = np.stack(owners) if owners else np.zeros(shape, np.int32)
-        counts = {
-            "documents": len(numbers),
-            "repeated_documents_dropped": len(repeats),
-            "repeats": [list(pair) for pair in repeats],
-        }
-        return cls.from_rows(ids, owner_ids, card={**(card or {}), **counts}, prompt_length=prompt_length)
+        with SeenDocuments(path and path.with_suffix(".seen")) as seen:
+            rows = pack(
+                seen.distinct(documents),
+                context_size=context_size,
+                bos_token_id=bos_token_id,
+                begin_rows_with_bos=begin_rows_with_bos,
+            )
+            blocks = in_blocks(islice(rows, n_tokens // context_size))
+            if path is None:
+                tokens = cls.from_rows(*_together(blocks, context_size), prompt_length=prompt_length)
+            else:
+                write_rows(path, blocks)
+                tokens = cls.open(path, prompt_length=prompt_length)
+            counts = {
+                "documents": len(seen),
+                "repeated_documents_dropped": len(seen.repeats),
+                "repeats": [list(pair) for pair in seen.repeats],
+            }
+        return replace(tokens, card={**(card or {}), **counts})
 
     @classmethod
     def from_rows(
@@ -91,7 +106,7 @@ class TokenSet:
 
         if documents is None:
             documents = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
-        return cls(Dataset(_table(rows, documents)), prompt_length, dict(card or {}))
+        return cls(Dataset(table_of(rows, documents)), prompt_length, dict(card or {}))
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> TokenSet:
@@ -110,12 +125,7 @@ class TokenSet:
 
     def save(self, path: Path) -> None:
         """Write an Arrow stream file; equal token sets give equal bytes."""
-        import pyarrow as pa
-
-        ids, documents = self.arrays()
-        table = _table(ids, documents)
-        with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=1_000)
+        write_rows(path, self.blocks())
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -134,9 +144,21 @@ class TokenSet:
         """Token ids of rows `start` to `stop`, int64."""
         return self._column("input_ids", start, stop).astype(np.int64)
 
-    def arrays(self) -> tuple[Int[np.ndarray, "rows context"], Int[np.ndarray, "rows context"]]:
-        """Token ids and documents of every row, int32."""
-        return self._column("input_ids", 0, None), self._column("document", 0, None)
+    def rows_at(self, numbers: Int[np.ndarray, " rows"]) -> Int[np.ndarray, "rows context"]:
+        """Token ids of the rows with these numbers, in their order, int64."""
+        table: Any = self.dataset.with_format("arrow")[np.asarray(numbers, np.int64)]
+        return _flat(table["input_ids"]).astype(np.int64).reshape(len(numbers), -1)
+
+    def arrays(
+        self, start: int = 0, stop: int | None = None
+    ) -> tuple[Int[np.ndarray, "rows context"], Int[np.ndarray, "rows context"]]:
+        """Token ids and documents of rows `start` to `stop`, int32."""
+        return self._column("input_ids", start, stop), self._column("document", start, stop)
+
+    def blocks(self) -> Iterator[tuple[Int[np.ndarray, "rows context"], Int[np.ndarray, "rows context"]]]:
+        """`arrays` of all rows, 1,000 at a time: what is held does not grow with the rows."""
+        for start in range(0, len(self), ROWS_PER_BATCH):
+            yield self.arrays(start, start + ROWS_PER_BATCH)
 
     def head(self, n_rows: int) -> TokenSet:
         """The first `n_rows` rows, or all there are."""
@@ -144,36 +166,20 @@ class TokenSet:
             self.dataset.select(range(min(n_rows, len(self)))), self.prompt_length, dict(self.card)
         )
 
-    def documents(self, bos_token_id: int) -> list[np.ndarray]:
+    def documents(self, bos_token_id: int) -> Documents:
         """Every document put together again, each starting with BOS; the last may be cut short.
 
         Only for token sets that start at the start of a document (the training part does).
         """
-        ids, owners = (array.reshape(-1) for array in self.arrays())
-        kept = owners != NO_DOCUMENT
-        ids, owners = ids[kept], owners[kept]
-        starts = np.flatnonzero(np.diff(owners, prepend=-1))
-        parts = np.split(ids, starts[1:]) if len(ids) else []
-        bos = np.array([bos_token_id], np.int32)
-        whole: list[np.ndarray] = []
-        previous = -1
-        for part in parts:
-            # Where EOS is BOS, one token ends a document and begins the next: give it to the next as well, even
-            # where that next document is a lone EOS.
-            shared = previous == bos_token_id and (part[0] != bos_token_id or len(part) == 1)
-            whole.append(np.concatenate([bos, part]) if shared or part[0] != bos_token_id else part)
-            previous = int(part[-1])
-        return whole
+        return Documents(self, bos_token_id)
 
-    def documents_as_given(self, bos_token_id: int) -> list[np.ndarray]:
+    def documents_as_given(self, bos_token_id: int) -> Documents:
         """`documents`, each as often as the source gave it before it gave a document that is not among them.
 
         A document that comes twice is trained on once, but it is a likely one: without its repeats a text is not
         quite a sample of what it came from.
         """
-        whole = self.documents(bos_token_id)
-        repeats: Sequence[tuple[int, int]] = self.card.get("repeats", ())
-        return whole + [whole[number] for number, given_before in repeats if given_before <= len(whole)]
+        return Documents(self, bos_token_id, self.card.get("repeats", ()))
 
     def split(self, held_out: float = 0.1) -> tuple[TokenSet, TokenSet]:
         """The training rows and the held-out ones: the last ⌈`held_out` of the rows⌉, cut at a document boundary.
@@ -186,16 +192,13 @@ class TokenSet:
             RunError: a document runs through the whole held-out part.
         """
         n_train = len(self) - math.ceil(len(self) * held_out)
-        _, documents = self.arrays()
-        last_trained = documents[:n_train].max(initial=NO_DOCUMENT)
-        first_of_row = np.where(documents == NO_DOCUMENT, np.iinfo(np.int32).max, documents).min(axis=1)
-        free = np.flatnonzero(first_of_row[n_train:] > last_trained)
-        if n_train == 0 or len(free) == 0:
+        first_free = self._first_row_after(n_train)
+        if n_train == 0 or first_free is None:
             raise RunError(
                 f"cannot hold out {held_out:.0%} of {len(self)} rows at a document boundary: "
                 "ask for more tokens, or give text in shorter documents"
             )
-        parts = (range(n_train), range(n_train + int(free[0]), len(self)))
+        parts = (range(n_train), range(first_free, len(self)))
         train, rest = (
             TokenSet(self.dataset.select(part), self.prompt_length, dict(self.card)) for part in parts
         )
@@ -213,68 +216,55 @@ class TokenSet:
         """
         if len(self) == 0:
             raise RunError(f"{owner} gave fewer tokens than one row of {context_size}")
-        for number, (row, owners) in enumerate(
-            zip(*(self._lists(c) for c in ("input_ids", "document")), strict=True)
-        ):
-            for found, what in ((len(row), "tokens"), (len(owners), "document numbers")):
-                if found != context_size:
-                    raise RunError(f"{owner}: row {number} has {found} {what}, expected {context_size}")
-        ids, documents = self.arrays()
-        for number in np.flatnonzero((ids < 0).any(axis=1) | (ids >= vocab_size).any(axis=1))[:1]:
-            worst = ids[number][(ids[number] < 0) | (ids[number] >= vocab_size)][0]
-            raise RunError(
-                f"{owner}: row {number} has the token id {worst}, outside the vocabulary of {vocab_size}"
-            )
-        stream = documents[documents != NO_DOCUMENT]
-        if (np.diff(stream) < 0).any():
-            raise RunError(f"{owner}: document numbers decrease; each document's tokens must stand together")
+        last = NO_DOCUMENT
+        for start in range(0, len(self), ROWS_PER_BATCH):
+            self._check_lengths(owner, start, context_size)
+            ids, documents = self.arrays(start, start + ROWS_PER_BATCH)
+            outside = (ids < 0) | (ids >= vocab_size)
+            for number in np.flatnonzero(outside.any(axis=1))[:1]:
+                worst = ids[number][outside[number]][0]
+                raise RunError(
+                    f"{owner}: row {start + number} has the token id {worst}, outside the vocabulary of {vocab_size}"
+                )
+            stream = np.append(last, documents[documents != NO_DOCUMENT])
+            if (np.diff(stream) < 0).any():
+                raise RunError(
+                    f"{owner}: document numbers decrease; each document's tokens must stand together"
+                )
+            last = int(stream[-1])
 
-    def _lists(self, column: str) -> Iterator[Sequence[int]]:
-        for batch in self.dataset.with_format("arrow").iter(1_000):
-            yield from batch[column].to_pylist()  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
+    def _check_lengths(self, owner: str, start: int, context_size: int) -> None:
+        """Of the lists in one block of rows."""
+        table: Any = self.dataset.with_format("arrow")[start : start + ROWS_PER_BATCH]
+        lengths = {
+            what: table[column].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+            for column, what in (("input_ids", "tokens"), ("document", "document numbers"))
+        }
+        wrong = np.flatnonzero(np.any([found != context_size for found in lengths.values()], axis=0))
+        for number in wrong[:1]:
+            what = next(what for what, found in lengths.items() if found[number] != context_size)
+            found = lengths[what][number]
+            raise RunError(f"{owner}: row {start + number} has {found} {what}, expected {context_size}")
+
+    def _first_row_after(self, n_train: int) -> int | None:
+        """The first row from `n_train` on with nothing of a document that stands in a row before `n_train`."""
+        last_trained = NO_DOCUMENT
+        for start in range(0, n_train, ROWS_PER_BATCH):
+            documents = self._column("document", start, min(start + ROWS_PER_BATCH, n_train))
+            last_trained = max(last_trained, int(documents.max()))
+        for start in range(n_train, len(self), ROWS_PER_BATCH):
+            documents = self._column("document", start, start + ROWS_PER_BATCH)
+            first_of_row = np.where(documents == NO_DOCUMENT, np.iinfo(np.int32).max, documents).min(axis=1)
+            for free in np.flatnonzero(first_of_row > last_trained)[:1]:
+                return start + int(free)
+        return None
 
     def _column(self, column: str, start: int, stop: int | None) -> np.ndarray:
         stop = len(self) if stop is None else min(stop, len(self))
         if stop <= start:
             return np.zeros((0, self.context_size), np.int32)
         table: Any = self.dataset.with_format("arrow")[start:stop]
-        flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return np.asarray(flat, np.int32).reshape(stop - start, -1)
-
-
-def pack(
-    documents: Iterable[Sequence[int] | np.ndarray],
-    *,
-    context_size: int,
-    bos_token_id: int,
-    begin_rows_with_bos: bool,
-) -> Iterator[tuple[Int[np.ndarray, " context"], Int[np.ndarray, " context"]]]:
-    """Yield full rows (ids, document numbers) of documents set one after another; a last partial row is lost.
-
-    Every document starts with BOS, save where the token before it is BOS already: a document that ended
-    with EOS, in models where EOS is BOS. A row that starts inside a document is given a BOS of its own
-    when `begin_rows_with_bos` (as SAELens's `prepend_bos` does); it belongs to `NO_DOCUMENT`.
-    """
-    ids = np.zeros(context_size, np.int32)
-    owners = np.zeros(context_size, np.int32)
-    filled, previous = 0, -1
-    for number, document in enumerate(documents):
-        body = np.asarray(document, np.int32)
-        if previous != bos_token_id:
-            body = np.concatenate([np.array([bos_token_id], np.int32), body])
-        position = 0
-        while position < len(body):
-            if filled == 0 and begin_rows_with_bos and body[position] != bos_token_id:
-                ids[0], owners[0], filled = bos_token_id, NO_DOCUMENT, 1
-            taken = min(context_size - filled, len(body) - position)
-            ids[filled : filled + taken] = body[position : position + taken]
-            owners[filled : filled + taken] = number
-            filled += taken
-            position += taken
-            if filled == context_size:
-                yield ids.copy(), owners.copy()
-                filled = 0
-        previous = int(body[-1]) if len(body) else previous
+        return _flat(table[column]).reshape(stop - start, -1)
 
 
 def special_token_mask(
@@ -296,35 +286,15 @@ def row_batches(n_rows: int, tokens_per_row: int, tokens_per_batch: int) -> Iter
         yield slice(start, min(start + step, n_rows))
 
 
-def _distinct(
-    documents: Iterable[Sequence[int] | np.ndarray], numbers: dict[bytes, int], repeats: list[tuple[int, int]]
-) -> Iterator[np.ndarray]:
-    """Documents without empty ones and without repeats.
-
-    Args:
-        documents: token ids of each.
-        numbers: filled with the number of each different document, by a digest of it.
-        repeats: filled with the number of each document that came again and how many had come before that.
-    """
-    for document in documents:
-        interruption.check()
-        array = np.asarray(document, np.int32)
-        if len(array) == 0:
-            continue
-        digest = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
-        if digest in numbers:
-            repeats.append((numbers[digest], len(numbers)))
-            continue
-        numbers[digest] = len(numbers)
-        yield array
+def _flat(column: Any) -> Int[np.ndarray, " n"]:
+    """The values of a column of lists, int32."""
+    return np.asarray(column.combine_chunks().flatten().to_numpy(zero_copy_only=False), np.int32)
 
 
-def _table(ids: np.ndarray, documents: np.ndarray) -> Any:
-    import pyarrow as pa
-
-    offsets = np.arange(0, ids.size + 1, ids.shape[1] or 1, dtype=np.int32)
-    columns = {
-        name: pa.ListArray.from_arrays(offsets, np.ascontiguousarray(array, np.int32).reshape(-1))
-        for name, array in (("input_ids", ids), ("document", documents))
-    }
-    return pa.table(columns)
+def _together(
+    blocks: Iterator[tuple[np.ndarray, np.ndarray]], context_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """All blocks as one."""
+    empty = np.zeros((0, context_size), np.int32)
+    ids, documents = zip((empty, empty), *blocks, strict=True)
+    return np.concatenate(ids), np.concatenate(documents)

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import shutil
 import signal
-import warnings
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from sae_faithful import interruption
 from sae_faithful.checkpoints import CheckpointedTraining, Checkpoints
 from sae_faithful.faults import out_of_memory_named
+from sae_faithful.groups import groups_of
+from sae_faithful.hashing import hash_settings
 from sae_faithful.interfaces import RunError
 from sae_faithful.monitors import Monitors
 from sae_faithful.optimizer import choose_adam
-from sae_faithful.progress import Progress
 from sae_faithful.run_folder import PARTIAL_PREFIX, write_json
+from sae_faithful.saelens_output import bars_as_ours, misleading_warnings_silenced
 from sae_faithful.saelens_wandb import logging_to
-from sae_faithful.timings import timed
+from sae_faithful.steps import estimates_norm
+from sae_faithful.timings import begins, timed
 from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -60,7 +62,7 @@ def train_source(
     dataset_path: str,
     watch: Watch | None = None,
 ) -> None:
-    """Train those of `saes` that are not on disk yet, on identical batches in one pass of the model.
+    """Train those of `saes` that are not on disk yet, on identical batches: in one pass of the model if they fit.
 
     Args:
         source: the source's name, which becomes the first part of the SAEs' paths.
@@ -80,32 +82,63 @@ def train_source(
     if not missing:
         log.info("saes/%s: reused", source)
         return
-    log.info("saes/%s: training %d SAEs on %s tokens", source, len(missing), f"{config.training_tokens:,}")
+    groups = groups_of(missing, config, model)
+    for line in groups.lines:
+        log.info("saes/%s: %s", source, line)
+    for group in groups.groups:
+        # Named by what is in it: after an interruption there are fewer groups, and a checkpoint must be found again.
+        names = [sae.name for sae in group]
+        part = source if len(group) == len(saes) else f"{source}-group-{hash_settings({'saes': names})[:8]}"
+        _train_group(source, part, group, config, model, folder, inputs, tokens, dataset_path, watch)
+        # SAELens's objects refer to each other: without this the next group would come on top of them.
+        gc.collect()
+
+
+def _train_group(
+    source: str,
+    part: str,
+    saes: Sequence[PlannedSAE],
+    config: ExperimentConfig,
+    model: LanguageModel,
+    folder: RunFolder,
+    inputs: Mapping[str, Any],
+    tokens: TokenSet | None,
+    dataset_path: str,
+    watch: Watch | None,
+) -> None:
+    """As `train_source`, SAEs that are trained together; `part` names them in W&B and among the checkpoints."""
+    begins(f"saes/{source}", f"training {len(saes)} SAEs on {config.training_tokens:,} tokens")
     partial = folder.root / "saes" / source / f"{PARTIAL_PREFIX}training"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     dataset = tokens.for_saelens() if tokens is not None else None
     with misleading_warnings_silenced():
-        modules = initialise(missing)
-        for sae in missing:
+        modules = initialise(saes)
+        for sae in saes:
             mark_random_init(modules[sae.name], model)
             guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
-        if len(missing) == 1:
+        if len(saes) == 1:
             runner = _single_runner(
-                missing[0], modules[missing[0].name], config, model, dataset, partial, dataset_path
+                saes[0], modules[saes[0].name], config, model, dataset, partial, dataset_path
             )
         else:
-            runner = _multi_runner(missing, modules, config, model, dataset, partial, dataset_path)
-        _name_run(runner.cfg, source, config, folder)
+            runner = _multi_runner(saes, modules, config, model, dataset, partial, dataset_path)
+        _name_run(runner.cfg, part, config, folder)
         choose_adam(runner, fused=config.fused_adam)
-        monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in missing})
+        monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in saes})
         training = CheckpointedTraining(
             runner,
-            _checkpoints(source, missing, config, folder, inputs, monitors) if config.n_checkpoints else None,
+            _checkpoints(source, part, saes, config, folder, inputs, monitors)
+            if config.n_checkpoints
+            else None,
+            # As where one SAE of the plan estimates a norm from the first batches that all share.
+            skipped_batches=config.n_batches_for_norm_estimate
+            if inputs.get("estimates_norm") and not any(estimates_norm(sae) for sae in saes)
+            else 0,
         )
         with contextlib.ExitStack() as stack:
             if config.logger.log_to_wandb:
-                stack.enter_context(_logged(runner, source, _trained(runner, missing), folder))
+                stack.enter_context(_logged(runner, source, part, _trained(runner, saes), folder))
             if monitors is not None:
                 stack.enter_context(monitors.attached_to(runner))
             stack.enter_context(bars_as_ours(f"training {source}"))
@@ -115,7 +148,7 @@ def train_source(
     if monitors is not None:
         monitors.report_cost()
         monitors.write(folder.monitors_dir)
-    _keep(partial, missing, source, folder, inputs, [] if config.exact_resume else training.resumed_at)
+    _keep(partial, saes, source, folder, inputs, [] if config.exact_resume else training.resumed_at)
 
 
 def initialise(saes: Sequence[PlannedSAE]) -> dict[str, Any]:
@@ -243,28 +276,30 @@ def _trained(runner: Any, saes: Sequence[PlannedSAE]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _logged(runner: Any, source: str, modules: Mapping[str, Any], folder: RunFolder) -> Generator[None]:
-    """A W&B run for one source: its card goes in, SAELens's numbers and SAEs come out."""
+def _logged(
+    runner: Any, source: str, part: str, modules: Mapping[str, Any], folder: RunFolder
+) -> Generator[None]:
+    """A W&B run for one source or group: the source's card goes in, SAELens's numbers and SAEs come out."""
     config = json.loads(folder.config_file.read_text(encoding="utf-8"))
-    run = open_wandb_run(config, job_type="train", part=source, folder=folder.root)
+    run = open_wandb_run(config, job_type="train", part=part, folder=folder.root)
     run.log_card(source)
     names = {id(module): run.artifact_name(source, *name.split("/")) for name, module in modules.items()}
     with logging_to(run, runner, name_of=lambda sae: names[id(sae)]):
         yield
 
 
-def _name_run(cfg: Any, source: str, config: ExperimentConfig, folder: RunFolder) -> None:
-    """Give this source's run its own name in W&B and its own place for checkpoints."""
+def _name_run(cfg: Any, part: str, config: ExperimentConfig, folder: RunFolder) -> None:
+    """Give this source's run, or this group's, its own name in W&B and its own place for checkpoints."""
     logger = cfg.logger
-    logger.run_name = f"{config.logger.run_name}-{source}"
+    logger.run_name = f"{config.logger.run_name}-{part}"
     if logger.wandb_id is not None:
-        logger.wandb_id = f"{logger.wandb_id}-{source}"
+        logger.wandb_id = f"{logger.wandb_id}-{part}"
     # SAELens appended a random id; without checkpoints to write, an interruption must not write one either.
-    cfg.checkpoint_path = str(folder.checkpoints_dir / source) if config.n_checkpoints else None
+    cfg.checkpoint_path = str(folder.checkpoints_dir / part) if config.n_checkpoints else None
 
 
 def _checkpoints(
-    source: str, saes: Sequence[PlannedSAE], config: ExperimentConfig, folder: RunFolder,
+    source: str, part: str, saes: Sequence[PlannedSAE], config: ExperimentConfig, folder: RunFolder,
     inputs: Mapping[str, Any], monitors: Monitors | None,
 ) -> Checkpoints:  # fmt: skip
     """Those of these SAEs, trained as they would be now."""
@@ -278,7 +313,7 @@ def _checkpoints(
         "torch": torch.__version__,
         "sae-lens": sae_lens_version,
     }
-    return Checkpoints(folder.checkpoints_dir / source, made_with, exact=config.exact_resume, beside=monitors)
+    return Checkpoints(folder.checkpoints_dir / part, made_with, exact=config.exact_resume, beside=monitors)
 
 
 def _keep(
@@ -298,43 +333,6 @@ def _keep(
 
 
 @contextlib.contextmanager
-def bars_as_ours(what: str) -> Generator[None]:
-    """SAELens's bars of training follow our rules: lines in a log file, nothing when silenced, every step counted.
-
-    Theirs move once in 100 steps, and write into a log file as they do on a terminal.
-    """
-    from sae_lens.training import activation_scaler, activations_store, multi_sae_trainer, sae_trainer
-
-    def bar(total: int, initial: int = 0, **_: Any) -> Progress:
-        return Progress(what, total, "tokens", done=initial)
-
-    def loop(batches: Iterable[Any], **_: Any) -> Generator[Any]:
-        batches = list(batches)
-        with Progress(f"{what}: estimating the norm", len(batches), "batches") as progress:
-            for batch in batches:
-                yield batch
-                progress.update()
-
-    def moved(trainer: Any, outputs: Any, pbar: Progress, update_interval: int = 100) -> None:
-        pbar.update(trainer.n_training_samples - pbar.done)
-        # To read a loss waits for the device.
-        if pbar.draws and trainer.n_training_steps % update_interval == 0:
-            losses = [
-                one.loss.item() for one in (outputs.values() if isinstance(outputs, dict) else [outputs])
-            ]
-            pbar.note(f"loss {sum(losses) / len(losses):.4g}")
-
-    with contextlib.ExitStack() as stack:
-        for module, of_module in (
-            (sae_trainer, bar), (multi_sae_trainer, bar), (activations_store, bar), (activation_scaler, loop),
-        ):  # fmt: skip
-            stack.enter_context(mock.patch.object(module, "tqdm", of_module))
-        for trainer in (sae_trainer.SAETrainer, multi_sae_trainer.MultiSAETrainer):
-            stack.enter_context(mock.patch.object(trainer, "_update_pbar", moved))
-        yield
-
-
-@contextlib.contextmanager
 def _signal_handlers_kept() -> Generator[None]:
     """SAELens sets handlers for SIGINT and SIGTERM and leaves them."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -343,23 +341,3 @@ def _signal_handlers_kept() -> Generator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def misleading_warnings_silenced() -> Generator[None]:
-    """SAELens warns that an overriding dataset or model is not in its config; it is in ours.
-
-    Its store also warns of several epochs by comparing rows with tokens, and of a copy of its own.
-    """
-    from sae_lens import logger
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "reproducible" not in record.getMessage()
-
-    logger.addFilter(is_other)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"sae_lens\.training\.activations_store")
-            yield
-    finally:
-        logger.removeFilter(is_other)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 OURS = {
     "sources", "datasets", "sae_seeds", "hook_names", "variants", "evaluators", "typicality_tokens", "threads",
-    "monitors", "monitor_tokens", "model_init", "exact_resume", "fused_adam", "baselines", "baseline_tokens",
-    "ray", "typicality_limit",
+    "monitors", "monitor_tokens", "model_init", "exact_resume", "saes_at_once", "fused_adam",
+    "baselines", "baseline_tokens", "ray", "typicality_limit",
 }  # fmt: skip
 
 

@@ -31,7 +31,8 @@ from sae_faithful.cli import main
 from sae_faithful.estimates import Estimate, estimate
 from sae_faithful.memory import Needs, parameters_of
 from sae_faithful.plan import make_plan
-from sae_faithful.plan_text import plan_text, size
+from sae_faithful.plan_text import plan_text
+from sae_faithful.progress import size
 from sae_faithful.run_folder import RunFolder
 from sae_faithful.timings import PASSES, read_timings
 

@@ -3,95 +3,23 @@ from __future__ import annotations
 import os
 import signal
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from datasets.table import MemoryMappedTable
 
 from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
-from sae_faithful.tokens import NO_DOCUMENT, TokenSet, pack, row_batches, special_token_mask
+from sae_faithful.packing import NO_DOCUMENT
+from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BOS = 0
-
-
-def packed(
-    documents: list[list[int]], context_size: int, *, begin_rows_with_bos: bool = True
-) -> tuple[list[list[int]], list[list[int]]]:
-    rows = list(
-        pack(documents, context_size=context_size, bos_token_id=BOS, begin_rows_with_bos=begin_rows_with_bos)
-    )
-    return [ids.tolist() for ids, _ in rows], [owners.tolist() for _, owners in rows]
-
-
-def random_documents(rng: np.random.Generator, n: int, eos: int | None) -> list[list[int]]:
-    """Distinct documents of 1 to 40 ordinary tokens; about half end with EOS."""
-    drawn = [
-        [*rng.integers(2, 64, size=rng.integers(1, 41)).tolist()] + [eos] * int(rng.integers(2))
-        for _ in range(n)
-    ]
-    distinct = list({tuple(document): document for document in drawn}.values())
-    return [[token for token in document if token is not None] for document in distinct]
-
-
-# Packing
-
-
-def test_a_row_that_starts_inside_a_document_gets_a_bos_that_is_nobodys() -> None:
-    # The stream 0 5 6 0 7 0 8 9 10 …: the second row starts inside document 1.
-    ids, owners = packed([[5, 6], [7], [8, 9, 10], [11]], 4)
-    assert ids == [[0, 5, 6, 0], [0, 7, 0, 8], [0, 9, 10, 0]]
-    assert owners == [[0, 0, 0, 1], [NO_DOCUMENT, 1, 2, 2], [NO_DOCUMENT, 2, 2, 3]]
-
-
-def test_a_row_that_starts_with_a_document_has_that_documents_bos_alone() -> None:
-    ids, owners = packed([[5, 6], [7, 8]], 3)
-    assert ids == [[0, 5, 6], [0, 7, 8]]
-    assert owners == [[0, 0, 0], [1, 1, 1]]
-
-
-def test_no_second_separator_follows_an_eos_that_is_bos() -> None:
-    # 0 5 0 6 | (0) 7 0 8: the 0 that ends a document also begins the next.
-    ids, owners = packed([[5, 0], [6, 7, 0], [8]], 4)
-    assert ids == [[0, 5, 0, 6], [0, 7, 0, 8]]
-    assert owners == [[0, 0, 0, 1], [NO_DOCUMENT, 1, 1, 2]]
-
-
-def test_a_document_whose_separator_fell_into_the_row_before_still_sees_a_bos() -> None:
-    # Document 0 ends its row with EOS, which is BOS: document 1 has no BOS of its own.
-    ids, owners = packed([[5, 0], [6, 7]], 3)
-    assert ids == [[0, 5, 0], [0, 6, 7]]
-    assert owners == [[0, 0, 0], [NO_DOCUMENT, 1, 1]]
-
-
-def test_rows_without_begin_rows_with_bos_are_the_plain_stream() -> None:
-    ids, owners = packed([[5, 6], [7], [8, 9, 10]], 4, begin_rows_with_bos=False)
-    assert ids == [[0, 5, 6, 0], [7, 0, 8, 9]]
-    assert owners == [[0, 0, 0, 1], [1, 2, 2, 2]]
-
-
-def test_a_long_document_runs_over_several_rows() -> None:
-    ids, owners = packed([[1, 2, 3, 4, 5, 6, 7, 8]], 3)
-    # 0 1 2 | (0) 3 4 | (0) 5 6 | (0) 7 8.
-    assert ids == [[0, 1, 2], [0, 3, 4], [0, 5, 6], [0, 7, 8]]
-    assert owners == [[0, 0, 0]] + [[NO_DOCUMENT, 0, 0]] * 3
-
-
-def test_a_last_partial_row_is_lost() -> None:
-    assert packed([[5, 6]], 4) == ([], [])
-    assert packed([[5, 6, 7, 8, 9]], 4)[0] == [[0, 5, 6, 7]]
-
-
-def test_rows_once_given_do_not_change() -> None:
-    rows = pack([[1, 2], [3, 4]], context_size=3, bos_token_id=BOS, begin_rows_with_bos=True)
-    first, _ = next(rows)
-    next(rows)
-    assert first.tolist() == [0, 1, 2]
 
 
 # Building
@@ -105,17 +33,6 @@ def test_empty_documents_and_repeats_are_dropped_and_repeats_counted() -> None:
     # 5 came again when 5 and 6 had come, twice; 6 again when all three had.
     repeats = [[0, 2], [0, 2], [1, 3]]
     assert tokens.card == {"x": 1, "documents": 3, "repeated_documents_dropped": 3, "repeats": repeats}
-
-
-def test_documents_as_given_are_the_sample_that_the_source_drew() -> None:
-    documents = [[5], [6], [5], [7], [6], [8], [5], [9]]
-    tokens = TokenSet.from_documents(documents, n_tokens=6, context_size=2, bos_token_id=BOS)
-    # Three rows hold 5, 6 and 7. Up to the source's giving 7 it had given 5 twice; to the end of 7's turn (before
-    # 8 came) 6 twice. What came again after 8 is of a longer sample.
-    assert [one.tolist() for one in tokens.documents_as_given(BOS)] == [[0, 5], [0, 6], [0, 7], [0, 5]]
-    longer = TokenSet.from_documents(documents, n_tokens=8, context_size=2, bos_token_id=BOS)
-    given = sorted(one.tolist()[1] for one in longer.documents_as_given(BOS))
-    assert given == [5, 5, 6, 6, 7, 8]
 
 
 def test_a_document_that_only_begins_like_another_is_kept() -> None:
@@ -140,7 +57,7 @@ def test_a_source_that_runs_dry_gives_the_rows_it_fills() -> None:
 def test_no_documents_make_an_empty_set() -> None:
     tokens = TokenSet.from_documents([], n_tokens=100, context_size=4, bos_token_id=BOS)
     assert (len(tokens), tokens.context_size, tokens.n_tokens) == (0, 0, 0)
-    assert tokens.documents(BOS) == []
+    assert list(tokens.documents(BOS)) == []
     with pytest.raises(RunError, match=r"^'news' gave fewer tokens than one row of 4$"):
         tokens.check("'news'", context_size=4, vocab_size=64)
 
@@ -172,62 +89,18 @@ def test_rows_and_head_give_the_rows_named() -> None:
     assert (tokens.head(2).prompt_length, tokens.head(2).card) == (2, {"x": 1})
 
 
+def test_rows_at_are_in_the_order_asked_for() -> None:
+    tokens = TokenSet.from_rows(np.arange(30).reshape(10, 3))
+    _, held_out = tokens.split(0.3)
+    assert held_out.rows_at(np.array([2, 0, 2])).tolist() == [[27, 28, 29], [21, 22, 23], [27, 28, 29]]
+    assert held_out.rows_at(np.array([1])).dtype == np.int64
+
+
 def test_rows_of_a_part_are_the_parts_own() -> None:
     # A part is a view of the whole with an index: reading must follow the index.
     tokens = TokenSet.from_rows(np.arange(30).reshape(10, 3))
     _, held_out = tokens.split(0.3)
     assert held_out.rows(1, 3).tolist() == [[24, 25, 26], [27, 28, 29]]
-
-
-# Documents put together again
-
-
-def test_a_lone_eos_that_is_bos_is_put_together_again_as_bos_and_eos() -> None:
-    # Packed: BOS 5 BOS | BOS 6 ...: the second document is the one token EOS, the third shares it as its BOS.
-    packed = TokenSet.from_documents(
-        [[5, BOS], [BOS], [6, 7]], n_tokens=6, context_size=3, bos_token_id=BOS, begin_rows_with_bos=False
-    )
-    assert packed.rows().tolist() == [[BOS, 5, BOS], [BOS, 6, 7]]
-    assert [document.tolist() for document in packed.documents(BOS)] == [
-        [BOS, 5, BOS],
-        [BOS, BOS],
-        [BOS, 6, 7],
-    ]
-
-
-@pytest.mark.parametrize("begin_rows_with_bos", [True, False])
-@pytest.mark.parametrize("eos", [None, 1, BOS], ids=["no EOS", "EOS of its own", "EOS is BOS"])
-def test_documents_are_exactly_what_was_packed(eos: int | None, begin_rows_with_bos: bool) -> None:
-    rng = np.random.default_rng(0)
-    whole_documents = 0
-    for _ in range(40):
-        documents = random_documents(rng, int(rng.integers(1, 30)), eos)
-        context_size = int(rng.integers(2, 20))
-        tokens = TokenSet.from_documents(
-            documents, n_tokens=10_000, context_size=context_size, bos_token_id=BOS,
-            begin_rows_with_bos=begin_rows_with_bos,
-        )  # fmt: skip
-        whole = [[BOS, *document] for document in documents]
-        again = [part.tolist() for part in tokens.documents(BOS)]
-        assert again[:-1] == whole[: max(len(again) - 1, 0)]
-        # The last may be cut short, by the end of the rows.
-        assert all(part == whole[len(again) - 1][: len(part)] for part in again[-1:])
-        # All that is missing is the last partial row, and where EOS is BOS the BOS that each document
-        # in that row shares with the one before.
-        assert sum(map(len, whole)) - sum(map(len, again)) < 2 * context_size
-        whole_documents += max(len(again) - 1, 0)
-    assert whole_documents > 400
-
-
-def test_documents_of_a_training_part_are_whole_but_for_the_last() -> None:
-    documents = [[n, n + 1, n + 2] for n in range(2, 42)]
-    tokens = TokenSet.from_documents(documents, n_tokens=1_000, context_size=6, bos_token_id=BOS)
-    train, _ = tokens.split(0.25)
-    again = [part.tolist() for part in train.documents(BOS)]
-    assert len(again) > 20
-    assert again[:-1] == [[BOS, *document] for document in documents[: len(again) - 1]]
-    last = [BOS, *documents[len(again) - 1]]
-    assert again[-1] == last[: len(again[-1])]
 
 
 # The split
@@ -305,6 +178,34 @@ def test_equal_sets_give_equal_bytes_however_they_were_made(tmp_path: Path) -> N
         tokens.save(tmp_path / name)
     reference = (tmp_path / "made").read_bytes()
     assert {name: (tmp_path / name).read_bytes() == reference for name in ways} == dict.fromkeys(ways, True)
+
+
+def test_rows_written_as_they_fill_are_the_rows_held_in_memory(tmp_path: Path) -> None:
+    # 2,400 rows: three record batches, the last of them not full.
+    rng = np.random.default_rng(0)
+    documents = [[*rng.integers(2, 6, size=rng.integers(0, 9)).tolist()] for _ in range(4_000)]
+    options: dict[str, Any] = {"n_tokens": 12_000, "context_size": 5, "bos_token_id": BOS, "prompt_length": 2}
+    held = TokenSet.from_documents(documents, **options, card={"x": 1})
+    written = TokenSet.from_documents(documents, **options, card={"x": 1}, path=tmp_path / "rows.arrow")
+    assert len(held) == 2_400
+    assert held.card["repeats"]
+    assert (dict(written.card), written.prompt_length) == (dict(held.card), held.prompt_length)
+    held.save(tmp_path / "held")
+    assert (tmp_path / "rows.arrow").read_bytes() == (tmp_path / "held").read_bytes()
+    # The digests of what was seen are gone.
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.arrow", "held"}
+    parts = [tokens.split() for tokens in (held, written)]
+    for one, other in zip(*parts, strict=True):
+        np.testing.assert_array_equal(one.arrays(), other.arrays())
+
+
+def test_a_file_is_the_one_that_arrow_would_write_of_all_rows_at_once(tmp_path: Path) -> None:
+    tokens = TokenSet.from_rows(np.arange(2_345 * 3).reshape(-1, 3))
+    tokens.save(tmp_path / "ours")
+    table = tokens.dataset.with_format("arrow")[:].replace_schema_metadata(None)
+    with (tmp_path / "arrow").open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=1_000)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "arrow").read_bytes()
 
 
 def test_different_sets_give_different_bytes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sae_faithful import Progress, RunError, Trial, Work, derive_seed, hash_settings
+from sae_faithful import Progress, RunError, SeenDocuments, Trial, Work, derive_seed, hash_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,18 +71,18 @@ class ShardCache:
         _write_whole(
             self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2))
         )
-        seen: set[int] = set()
         repeats = 0
-        with Progress("generating", n_tokens, "tokens") as progress:
+        with (
+            SeenDocuments(self.folder / f".partial-{os.getpid()}-seen") as seen,
+            Progress("generating", n_tokens, "tokens") as progress,
+        ):
             for index in count():
                 documents = self.shard(index)
                 # A shard is drawn whole: in its middle no rate would be true.
                 progress.update(sum(len(document) + 1 for document in documents))
                 for document in documents:
                     yield document
-                    key = hash(document.tobytes())
-                    repeats = repeats + 1 if key in seen else 0
-                    seen.add(key)
+                    repeats = 0 if seen.number(document) is None else repeats + 1
                 if repeats >= MOST_REPEATS:
                     log.warning("the last %d samples all repeat earlier ones: there are no more", repeats)
                     return
