@@ -249,6 +249,19 @@ def test_documents_are_not_split_between_halves(one_hot_model: LanguageModel) ->
     assert min(second) < 10 < 30 < max(second)
 
 
+def test_of_a_long_text_the_beginning_is_split(one_hot_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_faithful_plugins.ood_score.halves.LOOKED_AT", 30)
+    text = varied(0, 3, 40)
+    context = text.context_size
+    whole = Halves("own", text, one_hot_model, 3, wanted=10_000)
+    for wanted, n_tokens in ((0, 30), (10, 80)):
+        halves = Halves("own", text, one_hot_model, 3, wanted=wanted)
+        assert len(halves.ids) == -(-n_tokens // context) * context < len(whole.ids)
+        assert halves.tokens is text
+        assert halves.size("first") + halves.size("second") < n_tokens + context
+    np.testing.assert_array_equal(whole.ids, text.arrays()[0].reshape(-1))
+
+
 def test_a_text_of_one_document_is_split_by_rows(one_hot_model: LanguageModel) -> None:
     rows = np.full((10, 5), 7)
     halves = Halves("a", TokenSet.from_rows(rows, 0 * rows), one_hot_model, 3)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from sae_faithful import ActivationBatch, LanguageModel, SAEHandle
 
+CUT_FROM = 2_000_000
+"""Of a text with more tokens than this, and than twenty times those of all fragments, the first ones are cut up:
+memory does not grow with the text."""
 REPLACEMENT = "\ufffd"
 """What a decoder writes for a character that was cut in two."""
 
@@ -56,7 +59,8 @@ def draw_fragments(
         )
     rng = np.random.default_rng(seed)
     drawn: list[np.ndarray] = []
-    for document in _documents(tokens, model):
+    cut = tokens.head(-(-max(CUT_FROM, 20 * n * size) // max(tokens.context_size, 1)))
+    for document in _documents(cut, model):
         count = min(per_document, len(document) // size)
         slack = len(document) - count * size
         starts = np.sort(rng.integers(0, slack + 1, count)) + size * np.arange(count)

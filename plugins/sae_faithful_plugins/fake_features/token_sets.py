@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from sae_faithful import EvalContext
 
 
+SHUFFLED_FROM = 1_000_000
+"""Of a text with more tokens than this, and than twice what is wanted, the first ones are permuted: enough for its
+unigram frequencies, and memory does not grow with the text."""
+
+
 def random_tokens(context: EvalContext, n_tokens: int) -> TokenSet:
     """Rows of BOS and uniformly random ordinary tokens: at least `n_tokens` of them, BOS not counted.
 
@@ -29,7 +34,8 @@ def shuffled_tokens(context: EvalContext, source: str, n_tokens: int) -> TokenSe
     Special tokens stay where they are, so that rows keep their BOS. Unigram frequencies are the text's own;
     everything else that it says is gone. Of the rows, as many as hold `n_tokens` tokens, or all there are.
     """
-    rows = context.held_out[source].rows()
+    text = context.held_out[source]
+    rows = text.rows(0, -(-max(SHUFFLED_FROM, 2 * n_tokens) // max(text.context_size, 1)))
     ordinary = special_token_mask(rows, context.language_model.special_token_ids)
     rng = np.random.default_rng(derive_seed(context.seed, "fake_features", "shuffled", source))
     rows[ordinary] = rng.permutation(rows[ordinary])

@@ -122,8 +122,9 @@ class OODScore:
 
     def _texts(self, context: EvalContext) -> dict[str, Halves]:
         seed = derive_seed(context.seed, "ood_score", "halves")
+        wanted = max(self.n_tokens, self.n_vectors, self.n_unigrams)
         return {
-            name: Halves(name, tokens, context.language_model, seed)
+            name: Halves(name, tokens, context.language_model, seed, wanted)
             for name, tokens in context.held_out.items()
         }
 

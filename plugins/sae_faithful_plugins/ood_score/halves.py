@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sae_faithful import ActivationBatch, LanguageModel, TokenSet
 
 NO_DOCUMENT = -1
+LOOKED_AT = 2_000_000
+"""Of a text with more tokens than this, and than eight times what is wanted of a half, the first ones are split: what
+is known of every token, some 40 bytes, does not grow with the text."""
 
 
 class Halves:
@@ -22,14 +25,22 @@ class Halves:
 
     Where the whole text is one document, rows are split instead. The split depends on the seed and the number
     of documents alone, so that one text under two names is split in one way.
+
+    Args:
+        name: the text's.
+        tokens: its held-out part.
+        model: whose special tokens do not count.
+        seed: of the split.
+        wanted: most tokens that anyone asks of a half.
     """
 
-    def __init__(self, name: str, tokens: TokenSet, model: LanguageModel, seed: int) -> None:
+    def __init__(self, name: str, tokens: TokenSet, model: LanguageModel, seed: int, wanted: int = 0) -> None:
         self.name = name
         self.tokens = tokens
         self.seed = seed
         self.special = list(model.special_token_ids)
-        ids, owners = tokens.arrays()
+        seen = tokens.head(-(-max(LOOKED_AT, 8 * wanted) // max(tokens.context_size, 1)))
+        ids, owners = seen.arrays()
         rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape).reshape(-1)
         self.ids, owners = ids.reshape(-1), owners.reshape(-1)
         ordinary = special_token_mask(self.ids, self.special) & (owners != NO_DOCUMENT)
@@ -48,7 +59,7 @@ class Halves:
             "second": np.flatnonzero(ordinary & of_second),
         }
         bos = model.bos_token_id
-        self._documents = tokens.documents(bos) if by_document else _with_bos(ids, bos)
+        self._documents = list(seen.documents(bos)) if by_document else _with_bos(ids, bos)
         # Held-out text may begin in the middle of a document, which its BOS then does not precede.
         self._cut = by_document and bool(owners[0] == NO_DOCUMENT or self.ids[0] != bos)
 

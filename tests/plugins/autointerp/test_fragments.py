@@ -46,6 +46,21 @@ def test_short_documents_give_none_and_are_never_joined(one_hot_model: Any) -> N
     assert len(rows) == 3
 
 
+def test_of_a_long_text_the_beginning_is_cut_up(one_hot_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_faithful_plugins.autointerp.fragments.CUT_FROM", 400)
+    # Rows of ten tokens, each a document: 40 of them, or for 3 fragments of 8, 48.
+    text = TokenSet.from_rows(np.tile(np.arange(3, 13), (600, 1)))
+    for n, cut in ((1, 40), (3, 48)):
+        seen: list[int] = []
+        monkeypatch.setattr(
+            "sae_faithful_plugins.autointerp.fragments._documents",
+            lambda tokens, _, seen=seen: seen.append(len(tokens)) or list(tokens.rows()),
+        )
+        rows = draw(text, one_hot_model, n=n)
+        assert rows is not None
+        assert (len(rows), seen) == (n, [cut])
+
+
 def test_starts_are_uniform(one_hot_model: Any) -> None:
     # 600 documents of ten tokens: three places for a fragment.
     rows = draw(TokenSet.from_rows(np.tile(np.arange(3, 13), (600, 1))), one_hot_model)

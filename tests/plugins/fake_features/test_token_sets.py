@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from sae_faithful import EvalContext, TokenSet
@@ -79,6 +80,18 @@ def test_shuffled_rows_are_as_many_as_hold_the_tokens_asked_for(one_hot_model: A
         assert len(shuffled_tokens(context, "faithful", n_tokens)) == n_rows
     # Drawn from all of the text even where few rows are asked for.
     assert len(np.unique(shuffled_tokens(context, "faithful", 100).rows())) > 40
+
+
+def test_of_a_long_text_the_beginning_is_shuffled(
+    one_hot_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_faithful_plugins.fake_features.token_sets.SHUFFLED_FROM", 200)
+    context = context_of(one_hot_model, rows=packed())
+    # 200 tokens are the first 19 rows of 11, with the words 3 to 21; for 150, the 300 tokens of the first 28 rows.
+    for n_tokens, last in ((50, 21), (150, 30)):
+        words = np.unique(shuffled_tokens(context, "faithful", n_tokens).rows())
+        assert words[~np.isin(words, [BOS, EOS])].max() == last
+        assert len(words) > last - 10
 
 
 def test_the_order_is_seeded(one_hot_model: Any) -> None:
