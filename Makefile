@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth
+BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step
 
 .PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests $(BENCHMARKS:%=bench-%) clean
 
