@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step
+BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth
 
-.PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests faults $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -64,6 +64,11 @@ test: lint chromium
 # Longer than `make test` should be: more kill points.
 kill-tests: install
 	KILLS=20 $(BIN)/python -m pytest tests/test_killed.py tests/test_cli.py
+
+# Every fault of docs/experiments.md, so often, at random moments; 20 take a quarter of an hour. Root can mount small disks.
+TIMES ?= 20
+faults: install
+	$(BIN)/python -m tests.fault_trials --times $(TIMES)
 
 # Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
 $(BENCHMARKS:%=bench-%): bench-%: install
