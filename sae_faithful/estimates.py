@@ -173,7 +173,9 @@ def _steps(
             memory=needs.fitting(tokens, [one.hook for one in fits]),
         )
     yield from _evaluator_steps(plan, config, model, folder, asked, needs)
-    yield StepEstimate(name=REPORT, what="results in one file, report, what plugins publish")
+    yield StepEstimate(
+        name=REPORT, what="results in one file, report, what plugins publish", memory=needs.report()
+    )
 
 
 def _text_step(

@@ -30,6 +30,10 @@ COPIES_OF_LATENTS = 3
 """Before the activation function, after it, and their gradient."""
 COPIES_OF_BUFFER = 2
 """SAELens shuffles by copying."""
+REPORT_LIBRARIES = 200_000_000
+"""Tables, figures and templates."""
+REPORT_BYTES_PER_LATENT = 4_000
+"""Some 60 columns, three times while tables are joined, and what pages show."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Of control groups of the second and the first version."""
 BYTES_PER_TOKEN = 8
@@ -54,6 +58,8 @@ class Needs:
     disk: int
     """Texts and SAEs of the whole run."""
     unknown: list[str] = field(default_factory=list[str])
+    latents: int = 0
+    """Of all SAEs of all sources."""
 
     @property
     def _always(self) -> int:
@@ -71,6 +77,10 @@ class Needs:
         """Activations of all hooks, and as much again for what a fit makes of those of one."""
         widths = [self.d_in[hook] for hook in dict.fromkeys(hooks)]
         return self._always + FLOAT * tokens * (sum(widths) + max(widths, default=0))
+
+    def report(self) -> int:
+        """A row a latent and what pages show of it; tokens do not matter."""
+        return self._always + REPORT_LIBRARIES + REPORT_BYTES_PER_LATENT * self.latents
 
     def passes(self, config: ExperimentConfig) -> int:
         """All SAEs, and of one batch of rows the latents of each that observers ask for, two at a time."""
@@ -116,6 +126,7 @@ def needs_of(plan: Plan, model: LanguageModel) -> Needs:
         widest=max((int(sae.config.d_sae) for sae in plan.saes), default=1),
         disk=on_disk + BYTES_PER_TOKEN * sum(text.n_tokens for text in plan.texts),
         unknown=unknown,
+        latents=sources * sum(int(sae.config.d_sae) for sae in plan.saes),
     )
 
 

@@ -109,6 +109,27 @@ class TokenSet:
         return cls(Dataset(table_of(rows, documents)), prompt_length, dict(card or {}))
 
     @classmethod
+    def on_disk(cls, blocks: Iterable[Int[np.ndarray, "rows context"]]) -> TokenSet:
+        """From token ids as they are made, in a file of the system's that is gone with the process.
+
+        Every row is a document of its own, as in `from_rows`; what is held does not grow with the rows.
+        """
+        import tempfile
+        from pathlib import Path
+
+        def numbered() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            first = 0
+            for ids in blocks:
+                numbers = np.arange(first, first + len(ids), dtype=np.int32)[:, None]
+                yield ids, np.broadcast_to(numbers, ids.shape)
+                first += len(ids)
+
+        with tempfile.TemporaryDirectory(prefix="sae-faithful-") as folder:
+            write_rows(Path(folder) / "rows.arrow", numbered())
+            # The file's name goes, what is mapped stays.
+            return cls.open(Path(folder) / "rows.arrow")
+
+    @classmethod
     def from_dataset(cls, dataset: Dataset) -> TokenSet:
         """From any dataset with a column `input_ids`; without a column `document`, a row is a document."""
         if "document" not in dataset.column_names:

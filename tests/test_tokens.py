@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import signal
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,6 @@ from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
 from sae_faithful.packing import NO_DOCUMENT
 from sae_faithful.tokens import TokenSet, row_batches, special_token_mask
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BOS = 0
 
@@ -66,6 +64,19 @@ def test_rows_without_documents_are_documents_of_their_own() -> None:
     tokens = TokenSet.from_rows(np.array([[0, 5, 6], [0, 7, 8]]))
     assert tokens.dataset["document"][:] == [[0, 0, 0], [1, 1, 1]]
     assert tokens.arrays()[0].dtype == np.int32
+
+
+def test_rows_on_disk_are_those_in_memory() -> None:
+    ids = np.arange(2_100 * 3).reshape(-1, 3)
+    made = TokenSet.on_disk(ids[start : start + 1_000] for start in range(0, 2_100, 1_000))
+    assert isinstance(made.dataset.data, MemoryMappedTable)
+    held = TokenSet.from_rows(ids)
+    for part in (slice(0, None), slice(998, 2_003)):
+        for one, other in zip(made.arrays(), held.arrays(), strict=True):
+            np.testing.assert_array_equal(one[part], other[part])
+    assert made.head(1_500).rows(1_499).tolist() == [[4_497, 4_498, 4_499]]
+    # The file has no name any more.
+    assert not Path(made.dataset.cache_files[0]["filename"]).exists()
 
 
 def test_a_dataset_without_documents_has_one_a_row() -> None:

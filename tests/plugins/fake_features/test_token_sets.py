@@ -94,6 +94,14 @@ def test_of_a_long_text_the_beginning_is_shuffled(
         assert len(words) > last - 10
 
 
+def test_random_rows_are_those_drawn_at_once(one_hot_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(one_hot_model, rows=packed())
+    at_once = random_tokens(context, 650).rows()
+    monkeypatch.setattr("sae_faithful_plugins.fake_features.token_sets.ROWS_PER_BLOCK", 7)
+    np.testing.assert_array_equal(random_tokens(context, 650).rows(), at_once)
+    assert at_once.shape == (65, 11)
+
+
 def test_the_order_is_seeded(one_hot_model: Any) -> None:
     one, again, other = (
         shuffled_tokens(context_of(one_hot_model, seed, packed()), "faithful", 500).rows()
