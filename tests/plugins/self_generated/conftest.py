@@ -129,6 +129,8 @@ def handler(state: VllmServer) -> type[BaseHTTPRequestHandler]:
                 fault = Fault(422, json.dumps(sorted(unknown)).encode())
             else:
                 fault = state.fault(body, seen)
+                if fault is None and body["model"] not in [card["id"] for card in state.cards]:
+                    fault = Fault(404, b'{"error": "no such model"}')
             given = fault or Fault()
             plain = fault is None or given.cut
             data = json.dumps(state.change(body, state.complete(body))).encode() if plain else given.body

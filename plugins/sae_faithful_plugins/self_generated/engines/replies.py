@@ -26,32 +26,34 @@ def is_list(reply: Any) -> bool:
     return isinstance(reply, dict) and isinstance(reply.get("data"), list)
 
 
-def model_of(listed: Any, asked: str | None, names: Collection[str], where: str) -> dict[str, Any]:
-    """The card of the model to ask, among those that a server lists.
+def model_of(listed: Any, asked: str | None, names: Collection[str]) -> dict[str, Any] | None:
+    """The card of the model to ask, among those that a server lists; None if it lists none.
 
     Args:
-        listed: its reply to `models`.
+        listed: its reply to `models`, if there was one.
         asked: the name that the user gave, if any.
         names: what the experiment calls its model.
-        where: begins messages.
-
-    Raises:
-        RunError: it serves no such model, or several copies of it.
     """
-    cards = [card for card in listed["data"] if isinstance(card, dict) and isinstance(card.get("id"), str)]
-    ids = ", ".join(card["id"] for card in cards) or "nothing"
+    for card in _cards(listed):
+        if card["id"] == asked or (asked is None and (card["id"] in names or card.get("root") in names)):
+            return card
+    return None
+
+
+def no_such_model(listed: Any, asked: str | None, name: str) -> str:
+    """What a server that lists no such model serves instead."""
+    ids = ", ".join(card["id"] for card in _cards(listed)) or "nothing"
     if asked is not None:
-        for card in cards:
-            if card["id"] == asked:
-                return card
-        raise RunError(f"{where} serves {ids}, and no '{asked}' (server_model)")
-    found = [card for card in cards if card["id"] in names or card.get("root") in names]
-    if not found:
-        raise RunError(
-            f"{where} serves {ids}, and not the experiment's model '{next(iter(names))}'; if it is one of them under "
-            "another name, give that as server_model"
-        )
-    return found[0]
+        return f"serves {ids}, and no '{asked}' (server_model)"
+    return (
+        f"serves {ids}, and not the experiment's model '{name}'; if it is one of them under another name, give that as "
+        "server_model"
+    )
+
+
+def _cards(listed: Any) -> list[dict[str, Any]]:
+    cards = listed["data"] if is_list(listed) else []
+    return [card for card in cards if isinstance(card, dict) and isinstance(card.get("id"), str)]
 
 
 def check_reply(

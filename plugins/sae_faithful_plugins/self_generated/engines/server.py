@@ -7,10 +7,18 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sae_faithful import HttpFailure, JsonClient, Manners, RunError, derive_seed
-from sae_faithful_plugins.self_generated.engines.replies import check_reply, is_completion, is_list, model_of
+from sae_faithful_plugins.self_generated.engines.replies import (
+    check_reply,
+    is_completion,
+    is_list,
+    model_of,
+    no_such_model,
+)
 from sae_faithful_plugins.self_generated.sampling import Sampler, stop_ids_on_disk
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from sae_faithful import SourceRequest
@@ -27,6 +35,7 @@ NO_TOKEN_IDS = (
     "re-tokenised text is not the model's own tokens: use a vLLM server (0.10.2 or newer), or engine transformers"
 )  # fmt: skip
 REASONS = {401: "unauthorised", 403: "forbidden"}
+NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,14 @@ class ServerSampler(Sampler):
         Raises:
             RunError: no server, no such model, or one that cannot be sampled by ids.
         """
-        listed = self._ask("models", None, is_list)
-        card = model_of(listed, self.model_name, (self.model.name, self.model.files), self._where)
+        listed = self._http.ask("models", None, is_list)
+        self._refuse(listed, "models", unless=("refused", "server error", "malformed reply"))
+        card = model_of(listed, self.model_name, (self.model.name, self.model.files))
+        # Before its name is judged: a server that takes no ids may list nothing.
+        name = card["id"] if card else self.model_name or self.model.name
+        reply = self._probe(name, listed=card is not None)
+        if card is None or reply is None:
+            raise RunError(f"{self._where} {no_such_model(listed, self.model_name, self.model.name)}")
         room = card.get("max_model_len")
         needed = len(self.prompt_ids) + self.max_new_tokens
         if isinstance(room, int) and room < needed:
@@ -112,10 +127,6 @@ class ServerSampler(Sampler):
                 f"{self._where} takes {room} tokens, and a sample may have {needed}: start it with a larger "
                 "--max-model-len, or lower max_new_tokens"
             )
-        reply = self._ask("completions", self._body(card["id"], 1, seed=0), is_completion, of_probe=True)
-        check_reply(
-            reply, self.prompt_ids, 1, self.stop_ids, self.model.vocab_size, self._where, NO_TOKEN_IDS
-        )
         return {
             "model": card["id"],
             "root": card.get("root"),
@@ -124,17 +135,35 @@ class ServerSampler(Sampler):
             "system_fingerprint": reply.get("system_fingerprint"),
         }
 
+    def _probe(self, name: str, *, listed: bool) -> dict[str, Any] | None:
+        """One token by the model of this name; None where the server does not list it, and knows none of it either.
+
+        Raises:
+            RunError: prompts of ids are refused, or no ids come back.
+        """
+        reply = self._http.ask("completions", self._body(name, 1, seed=0), is_completion)
+        if not listed and isinstance(reply, HttpFailure) and reply.status == NOT_FOUND:
+            return None
+        if isinstance(reply, HttpFailure) and reply.kind in ("refused", "malformed reply"):
+            self._refuse_key(reply)
+            said = f"answers {reply.status}" if reply.status else "answers something else"
+            raise RunError(f"{self._where} {said} to a prompt of token ids, and {NO_TOKEN_IDS}")
+        self._refuse(reply, "completions")
+        self._check(reply, 1)
+        return reply
+
+    def _check(self, reply: Any, max_tokens: int) -> np.ndarray:
+        of_model = (self.stop_ids, self.model.vocab_size)
+        return check_reply(reply, self.prompt_ids, max_tokens, *of_model, self._where, NO_TOKEN_IDS)
+
     @property
     def _where(self) -> str:
         return f"self_generated: the server at {self.url}"
 
     def _draw(self, name: str, seed: int) -> np.ndarray:
-        reply = self._ask("completions", self._body(name, self.max_new_tokens, seed), is_completion)
-        drawn = check_reply(
-            reply, self.prompt_ids, self.max_new_tokens, self.stop_ids, self.model.vocab_size, self._where,
-            NO_TOKEN_IDS,
-        )  # fmt: skip
-        return self.document(drawn)
+        reply = self._http.ask("completions", self._body(name, self.max_new_tokens, seed), is_completion)
+        self._refuse(reply, "completions")
+        return self.document(self._check(reply, self.max_new_tokens))
 
     def _body(self, name: str, max_tokens: int, seed: int) -> dict[str, Any]:
         """Everything that a server would else take from the model's generation_config, or from its own settings."""
@@ -147,33 +176,30 @@ class ServerSampler(Sampler):
             "watermarking": False,
         }  # fmt: skip
 
-    def _ask(self, path: str, body: dict[str, Any] | None, fits: Any, *, of_probe: bool = False) -> Any:
-        """One reply.
-
-        Raises:
-            RunError: what came instead; never in the server's words, which may repeat the key.
-        """
-        reply = self._http.ask(path, body, fits)
+    def _refuse(self, reply: Any, path: str, unless: Sequence[str] = ()) -> None:
+        """RunError where there is no reply; never in the server's words, which may repeat the key."""
         if not isinstance(reply, HttpFailure):
-            return reply
+            return
         if reply.kind == "no server":
             raise RunError(
                 f"{self._where} is not there ({reply.why}; {RETRIES + 1} tries); finished shards are kept, and a rerun "
                 "goes on after them"
             )
-        if reply.status in REASONS:
-            raise RunError(
-                f"{self._where} answers {reply.status} ({REASONS[reply.status]}): check the key in the environment "
-                f"variable {self.key_variable}"
-            )
-        if of_probe and reply.kind in ("refused", "malformed reply"):
-            said = f"answers {reply.status}" if reply.status else "answers something else"
-            raise RunError(f"{self._where} {said} to a prompt of token ids, and {NO_TOKEN_IDS}")
+        self._refuse_key(reply)
+        if reply.kind in unless:
+            return
         said = f"{reply.kind} {reply.status}" if reply.status else reply.kind
         raise RunError(
             f"{self._where} gave no reply to {path} ({said}; {RETRIES + 1} tries at most); finished shards are kept, "
             "and a rerun goes on after them"
         )
+
+    def _refuse_key(self, reply: HttpFailure) -> None:
+        if reply.status in REASONS:
+            raise RunError(
+                f"{self._where} answers {reply.status} ({REASONS[reply.status]}): check the key in the environment "
+                f"variable {self.key_variable}"
+            )
 
     def _version(self) -> str | None:
         """vLLM says it one level above its API; other servers need not."""
