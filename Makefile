@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth
+BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth ray_throughput
 
-.PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests faults $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests faults ray-tests $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -69,6 +69,10 @@ kill-tests: install
 TIMES ?= 20
 faults: install
 	$(BIN)/python -m tests.fault_trials --times $(TIMES)
+
+# Longer than `make test` should be: more workers.
+ray-tests: install
+	RAY_WORKERS=1,2,4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray.py
 
 # Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
 $(BENCHMARKS:%=bench-%): bench-%: install

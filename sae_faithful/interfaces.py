@@ -34,11 +34,27 @@ class RunError(RuntimeError):
 class Source(Protocol):
     """Where tokens come from. A dataclass whose fields are its options (each with a docstring).
 
-    One with a method `work(request)` says what `load` will cost: a `Work`.
+    One with a method `work(request)` says what `load` will cost: a `Work`. One with a method `pieces(request)` can
+    have parts of it made by several processes beforehand: `Pieces`.
     """
 
     def load(self, request: SourceRequest) -> TokenSet:
         """Return `request.n_tokens` tokens in rows of `request.context_size`, or as many as there are."""
+        ...
+
+
+class Pieces(Protocol):
+    """What of a text several processes can put into the cache, for the source's `load` to find there.
+
+    One that holds something of its own may have a method `close()`.
+    """
+
+    def missing(self) -> Sequence[str]:
+        """Pieces to make now, each in any process and any order; asked again when they are there."""
+        ...
+
+    def make(self, piece: str) -> None:
+        """Make one; a process that dies meanwhile leaves nothing that looks like one."""
         ...
 
 

@@ -243,6 +243,7 @@ class RayPlacement:
             self._died(hand, error)
             return
         self._read_log(hand)
+        self._idle.append(hand)
         if isinstance(answer, Failed):
             raise error_of(answer)
         if isinstance(answer, Hello):
@@ -251,7 +252,6 @@ class RayPlacement:
             log.info("worker %d: process %d on %s", hand.number, answer.process, answer.host)
         else:
             self._finished(hand, answer)
-        self._idle.append(hand)
 
     def _finished(self, hand: Hand, done: Done) -> None:
         run, unit = hand.run, hand.unit

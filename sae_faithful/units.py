@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformer_lens.HookedTransformer import HookedRootModule
 
     from sae_faithful.config import ExperimentConfig
+    from sae_faithful.interfaces import Pieces
     from sae_faithful.plan import Plan, PlannedText
     from sae_faithful.registry import PluginManager
 
@@ -56,8 +57,8 @@ class Experiment:
     timings: Timings
     threads: int = 0
     """PyTorch's, as the config or the driver's machine says; 0: not known yet."""
-    pieces: dict[str, Any] = field(default_factory=dict[str, Any])
-    """By text: what its source makes its pieces with; of one text at a time, since it may hold a model."""
+    pieces: dict[str, Pieces | None] = field(default_factory=dict[str, "Pieces | None"])
+    """By text; of one text at a time, since they may hold a model. None for a source that is loaded in one go."""
 
     @classmethod
     def planned(
@@ -138,12 +139,12 @@ class MakeText:
 
     def do(self, experiment: Experiment, *, spread: bool = False) -> Sequence[Unit]:
         if spread and not self.finished(experiment):
-            maker = piece_maker(experiment, self.text)
-            missing = [] if maker is None else list(maker.missing())
+            pieces = pieces_of(experiment, self.text)
+            missing = [] if pieces is None else list(pieces.missing())
             # A single one is drawn on the way.
             if len(missing) > 1:
                 return [MakePiece(self.text, piece) for piece in missing]
-        experiment.pieces.clear()
+        close_pieces(experiment)
         config, folder = experiment.config, experiment.folder
         prepare_text(experiment.text(self.text), config, experiment.model, folder)
         # Before the next source is paid for.
@@ -156,7 +157,7 @@ class MakePiece:
     """What a source puts into the cache, for `MakeText` to find there."""
 
     text: str
-    piece: Any
+    piece: str
     after: tuple[str, ...] = ()
 
     @property
@@ -169,9 +170,9 @@ class MakePiece:
 
     def do(self, experiment: Experiment, *, spread: bool = False) -> Sequence[Unit]:
         del spread
-        maker = piece_maker(experiment, self.text)
-        assert maker is not None  # it named the piece
-        maker.make(self.piece)
+        pieces = pieces_of(experiment, self.text)
+        assert pieces is not None  # it named this one
+        pieces.make(self.piece)
         return ()
 
 
@@ -328,15 +329,22 @@ def handles(experiment: Experiment) -> list[SAEHandle]:
     return trained + fitted
 
 
-def piece_maker(experiment: Experiment, text: str) -> Any:
-    """What the text's source makes its pieces with; None for a source that is loaded in one go."""
+def pieces_of(experiment: Experiment, text: str) -> Pieces | None:
+    """What the text's source offers, kept until another text's are asked for."""
     if text not in experiment.pieces:
+        close_pieces(experiment)
         planned = experiment.text(text)
         ask = getattr(planned.source, "pieces", None)
         request = request_for(planned, experiment.config, experiment.model, cache_dir())
-        experiment.pieces.clear()
         experiment.pieces[text] = None if ask is None else ask(request)
     return experiment.pieces[text]
+
+
+def close_pieces(experiment: Experiment) -> None:
+    """Let go of what the last text's pieces are made with."""
+    for pieces in experiment.pieces.values():
+        getattr(pieces, "close", lambda: None)()
+    experiment.pieces.clear()
 
 
 def evaluator_units(experiment: Experiment, *, apart: bool) -> list[Unit]:

@@ -38,6 +38,10 @@ class ShardPieces:
         """Draw one shard into the cache."""
         self.shards.shard(index_of(piece))
 
+    def close(self) -> None:
+        """Let go of what the engine loaded for itself."""
+        self.shards.sampler.close()
+
     def _there(self) -> tuple[int, int]:
         """How many shards are in the cache, without a gap from the first, and their tokens."""
         index = tokens = 0
