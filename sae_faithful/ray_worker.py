@@ -130,6 +130,8 @@ class Worker:
             there = metadata.version(package)
             if there != version:
                 raise UsageError(f"the worker on {host} has {package} {there}, the driver {version}")
+        # What is loaded once is no part of the first unit.
+        self._experiment_of(0)
         import torch
 
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

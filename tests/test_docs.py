@@ -21,6 +21,7 @@ import yaml
 
 from sae_faithful import EvalResult, ExperimentConfig, LanguageModel, load_plugins, run
 from sae_faithful.plan import make_plan
+from sae_faithful.several_models import configs_of_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,10 +255,17 @@ OUTCOMES = {
     [pytest.param(page, block, id=page.stem) for page in PAGES for block in blocks(page, "yaml")],
 )
 def test_config_of_a_page_can_be_planned(page: Path, block: str, workplace: Path) -> None:
-    config = ExperimentConfig.from_dict({**yaml.safe_load(readme_config()), **yaml.safe_load(block)})
-    plan = make_plan(config, load_plugins(), LanguageModel.from_config(config, config.hook_names))
-    assert plan.texts
-    assert plan.saes
+    content = {
+        **yaml.safe_load(readme_config()),
+        **yaml.safe_load(block.replace("SmolLM2-360M", "SmolLM2-135M")),
+    }
+    configs = (
+        configs_of_models(content).values() if "models" in content else [ExperimentConfig.from_dict(content)]
+    )
+    for config in configs:
+        plan = make_plan(config, load_plugins(), LanguageModel.from_config(config, config.hook_names))
+        assert plan.texts
+        assert plan.saes
 
 
 @pytest.mark.parametrize("number", [0, 1])
