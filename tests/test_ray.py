@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sae_faithful import ExperimentConfig, RunError, UsageError, run
+from sae_faithful import ExperimentConfig, RunError, UsageError, run, run_models
 from sae_faithful.resources import Resources
+from sae_faithful.several_models import configs_of_models
 
 from .run_files import comparable_files, first_difference
 
@@ -165,6 +166,25 @@ def test_killed_workers_cost_their_unit_and_change_nothing(
     assert len(heard.processes) == 4
     assert sum("is given to another" in line for line in heard.lines) == 2
     assert_same(contents, alone)
+
+
+@pytest.mark.timeout(600)
+def test_several_models_share_the_workers(
+    content: dict[str, Any], cluster: None, tmp_path: Path, cache: Path, listen: Callable[..., Listener]
+) -> None:
+    fields = {"evaluators": ["shared_features"], "baselines": [], "ray": {"workers": 1}}
+    models = {"low": {}, "high": {"hook_name": "model.layers.1"}}
+    configs = configs_of_models({**content, **fields, "models": models})
+    here = run_models(configs, output=tmp_path / "here")
+    heard = listen()
+    there = run_models(configs, output=tmp_path / "there", ray="local")
+    assert len(heard.processes) == 1
+    for name in models:
+        expected, found = comparable_files(here[name].root), comparable_files(there[name].root)
+        assert first_difference(expected, found) is None
+    assert (tmp_path / "there" / "comparison.html").read_bytes() == (
+        tmp_path / "here" / "comparison.html"
+    ).read_bytes()
 
 
 @pytest.mark.timeout(300)
