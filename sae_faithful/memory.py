@@ -30,6 +30,8 @@ COPIES_OF_LATENTS = 3
 """Before the activation function, after it, and their gradient."""
 COPIES_OF_BUFFER = 2
 """SAELens shuffles by copying."""
+LOADED_LATER = 200_000_000
+"""What libraries take from the first forward on; 130 MB measured."""
 REPORT_LIBRARIES = 200_000_000
 """Tables, figures and templates."""
 REPORT_BYTES_PER_LATENT = 4_000
@@ -45,7 +47,7 @@ class Needs:
     """Bytes; what a GPU holds counts like the rest."""
 
     process: int
-    """What the process has before the model is loaded."""
+    """What the process has before the model is loaded, and what it will have of libraries then."""
     model: int
     """Its weights, in the type they are loaded in."""
     vocab: int
@@ -118,7 +120,7 @@ def needs_of(plan: Plan, model: LanguageModel) -> Needs:
     sources = len(plan.sources) or 1
     on_disk = FLOAT * sources * sum(parameters_of(sae) for sae in plan.saes)
     return Needs(
-        process=current_memory(),
+        process=current_memory() + LOADED_LATER,
         model=weights,
         vocab=vocab,
         d_in={sae.hook: int(sae.config.d_in) for sae in plan.saes},

@@ -72,5 +72,11 @@ class SourceRequest:
             begin_rows_with_bos=self.prepend_bos,
             card=card,
             prompt_length=prompt_length,
-            path=None if self.scratch is None else self.scratch / "rows.arrow",
+            path=self._new_file(),
         )
+
+    def _new_file(self) -> Path | None:
+        """A source may pack twice."""
+        if self.scratch is None:
+            return None
+        return self.scratch / f"rows-{sum(1 for _ in self.scratch.iterdir())}.arrow"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,17 @@ def test_pack_keeps_the_card_and_the_prompt_length(words: RecordingTokenizer) ->
     tokens = request(words).pack([[5, 6, 7], [5, 6, 7], [8, 9, 10]], card={"path": "x"}, prompt_length=2)
     assert tokens.prompt_length == 2
     assert tokens.card == {"path": "x", "documents": 2, "repeated_documents_dropped": 1, "repeats": [[0, 1]]}
+
+
+def test_a_source_may_pack_twice_into_the_same_scratch_folder(
+    words: RecordingTokenizer, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(request(words), scratch=tmp_path)
+    first = asked.pack([[5, 6, 7], [8, 9, 10]])
+    second = asked.pack([[11, 12, 13], [14, 15, 16]])
+    assert first.rows().tolist() == [[0, 5, 6, 7], [0, 8, 9, 10]]
+    assert second.rows().tolist() == [[0, 11, 12, 13], [0, 14, 15, 16]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows-0.arrow", "rows-1.arrow"]
 
 
 def test_pack_of_nothing_is_empty(words: RecordingTokenizer) -> None:

@@ -97,7 +97,8 @@ class OODScore:
         """Every score of every text, the null beside it, and the means over SAEs."""
         reference = self._reference(context)
         place = {"condition": f"reference={reference}"}
-        texts = self._texts(context)
+        # As the observers split them: a second copy would hold as much again.
+        texts = {one.text.name: one.text for one in observers} or self._texts(context)
         lines: list[str] = []
         for measured in self._of_texts(context, texts, reference):
             yield from rows(measured, reference, place)

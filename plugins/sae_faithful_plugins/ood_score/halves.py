@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from sae_faithful import ActivationBatch, LanguageModel, TokenSet
 
 NO_DOCUMENT = -1
-LOOKED_AT = 2_000_000
+LOOKED_AT = 1_000_000
 """Of a text with more tokens than this, and than eight times what is wanted of a half, the first ones are split: what
-is known of every token, some 40 bytes, does not grow with the text."""
+is known of every token, 20 bytes, does not grow with the text."""
 
 
 class Halves:
@@ -41,12 +41,12 @@ class Halves:
         self.special = list(model.special_token_ids)
         seen = tokens.head(-(-max(LOOKED_AT, 8 * wanted) // max(tokens.context_size, 1)))
         ids, owners = seen.arrays()
-        rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape).reshape(-1)
+        rows = np.broadcast_to(np.arange(len(ids), dtype=np.int32)[:, None], ids.shape).reshape(-1)
         self.ids, owners = ids.reshape(-1), owners.reshape(-1)
         ordinary = special_token_mask(self.ids, self.special) & (owners != NO_DOCUMENT)
         numbers = np.unique(owners[owners != NO_DOCUMENT])
         by_document = len(numbers) >= 2
-        self.units = np.searchsorted(numbers, owners) if by_document else rows
+        self.units = np.searchsorted(numbers, owners).astype(np.int32) if by_document else rows
         """The document (or row) of each token."""
         order = np.random.default_rng(seed).permutation(len(numbers) if by_document else len(ids))
         # A lone unit is there to be compared.
@@ -55,8 +55,8 @@ class Halves:
         second[order[::2]] = True
         of_second = second[self.units]
         self._positions = {
-            "first": np.flatnonzero(ordinary & ~of_second),
-            "second": np.flatnonzero(ordinary & of_second),
+            "first": np.flatnonzero(ordinary & ~of_second).astype(np.int32),
+            "second": np.flatnonzero(ordinary & of_second).astype(np.int32),
         }
         bos = model.bos_token_id
         self._documents = list(seen.documents(bos)) if by_document else _with_bos(ids, bos)
