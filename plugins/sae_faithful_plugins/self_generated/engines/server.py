@@ -149,6 +149,7 @@ class ServerSampler(Sampler):
             said = f"answers {reply.status}" if reply.status else "answers something else"
             raise RunError(f"{self._where} {said} to a prompt of token ids, and {NO_TOKEN_IDS}")
         self._refuse(reply, "completions")
+        assert not isinstance(reply, HttpFailure)  # it was refused
         self._check(reply, 1)
         return reply
 
