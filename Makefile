@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth ray_throughput
 
-.PHONY: install quickstart cunningham2023 test lint chromium docs docs-serve kill-tests faults ray-tests $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -73,6 +73,27 @@ faults: install
 # Longer than `make test` should be: more workers.
 ray-tests: install
 	RAY_WORKERS=1,2,4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray.py
+
+# Mutated files for every reader of files from elsewhere, minutes; `make test` has a short form. FUZZ="--seed 1 --only SAE"
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ)
+
+# Tools of their own, so that nothing they need changes what is tested.
+$(VENV)-tools/.installed:
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/bin/pip install --quiet uv==0.13.9 pip-audit==2.10.1
+	touch $@
+
+# Known flaws of what the project depends on, as installed here.
+audit: install $(VENV)-tools/.installed
+	$(BIN)/python tests/audit.py $(VENV)-tools/bin/pip-audit
+
+# The suite with the lowest, and with the newest, versions of what pyproject.toml names (torch aside).
+test-lowest: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
+test-lowest test-newest: test-%: $(VENV)-tools/.installed
+	$(PYTHON) tests/resolved.py $* --resolution $(RESOLUTION) --torch "$(TORCH)" --tools $(VENV)-tools/bin
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(TESTS)
 
 # Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
 $(BENCHMARKS:%=bench-%): bench-%: install

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json
 from sae_faithful.sae_handle import SAEHandle
+from sae_faithful.stored import read_json
 from sae_faithful.timings import begins, took
 from sae_faithful.tokens import special_token_mask
 
@@ -88,7 +88,7 @@ def baseline_handle(
     path = folder.baseline_dir(source, planned.hook, planned.name, planned.seed)
 
     def load() -> Any:
-        card = json.loads((path / CARD_FILE).read_text(encoding="utf-8"))
+        card = read_json(path / CARD_FILE)
         return directions_sae.load(path, card.get("sae"), device)
 
     return SAEHandle(

@@ -23,6 +23,7 @@ from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json
 from sae_faithful.steps import ESTIMATED_NORMS
+from sae_faithful.stored import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -271,10 +272,23 @@ def _stop() -> None:
 
 
 def _read_seal(path: Path) -> dict[str, Any] | None:
+    """None where there is no seal, or one that is damaged itself."""
     try:
-        return json.loads((path / SEAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        seal = read_json(path / SEAL)
+    except RunError:
         return None
+    kinds = {
+        "of": dict,
+        "n_training_samples": int,
+        "n_batches_before": int,
+        "last_batch": str,
+        "resumed_at": list,
+    }
+    fits = isinstance(seal, dict) and all(isinstance(seal.get(name), kind) for name, kind in kinds.items())
+    files = seal.get("files") if fits else None
+    if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+        return None
+    return seal
 
 
 def _hash_of(batch: torch.Tensor | None) -> str:

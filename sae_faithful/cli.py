@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import click
 from sae_faithful import __version__, progress
 from sae_faithful.faults import fault
 from sae_faithful.interfaces import RunError, UsageError
+from sae_faithful.redaction import one_line, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
     from sae_faithful.run_folder import RunFolder
 
 EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Libraries put addresses with passwords, and servers' answers, into what they say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def _show_without_secrets(*error: Any) -> None:
+    """An error of the program, whose traceback matters."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(*error))))
 
 
 class OneLineErrors(click.Group):
@@ -41,7 +55,7 @@ class OneLineErrors(click.Group):
             if line is None or ctx.params.get("debug"):
                 raise
             _close_progress_bars()
-            click.echo(f"error: {line}", err=True)
+            click.echo(f"error: {one_line(line)}", err=True)
             sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUN)
 
 
@@ -57,7 +71,8 @@ def main(debug: bool, quiet: bool) -> None:
     if quiet:
         click.get_current_context().with_resource(_nothing_but_errors())
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(message)s", "%H:%M:%S"))
+    sys.excepthook = _show_without_secrets
     logger = logging.getLogger("sae_faithful")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -15,15 +15,18 @@ from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_faithful.interfaces import UsageError
+from sae_faithful.names import check_name
+from sae_faithful.redaction import secret_in
 from sae_faithful.registry import unknown
 from sae_faithful.resources import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 DEFAULT_HOOK = LanguageModelSAERunnerConfig.hook_name
 BASE_VARIANT = "base"
+MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 500_000, 50_000, 50
+"""Of a config, which may come from anywhere."""
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -111,6 +114,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         self.datasets = {name: _spec(f"datasets.{name}", spec) for name, spec in self.datasets.items()}
         for name in [*self.sources, *self.datasets, *self.variants]:
             check_name(name)
+        for hook in self.hook_names:
+            check_name(hook, "hook")
         both = sorted(set(self.sources) & set(self.datasets))
         if both:
             raise UsageError(f"'{both[0]}' names both a source and a dataset")
@@ -126,6 +131,12 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         if "models" in values:
             raise UsageError(
                 "models: is for the commands and sae_faithful.run_models, which do a run for each of them"
+            )
+        secret = secret_in(values)
+        if secret is not None:
+            raise UsageError(
+                f"{secret} would be written into configs and W&B; log in with `hf auth login`, `wandb login` or an "
+                "environment variable: it holds a secret, or an address with a name and password"
             )
         names = [entry.name for entry in dataclasses.fields(cls)]
         _refuse_unknown(values, names, "config field", "")
@@ -149,7 +160,11 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
         except UsageError:
             raise
         except ValueError as error:  # SAELens's own checks
-            raise UsageError(" ".join(str(error).split())) from None
+            raise UsageError(str(error)) from None
+        except (
+            Exception
+        ) as error:  # what it computes of values that it does not check: an empty seqpos_slice, say
+            raise UsageError(f"SAELens cannot make a config of these values: {error}") from error
         # SAELens appends a random id on construction; what was written down is what is meant.
         if "checkpoint_path" in checked:
             config.checkpoint_path = checked["checkpoint_path"]
@@ -174,22 +189,57 @@ def read_config_file(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML or JSON file (JSON is YAML)."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if len(text) > MOST_CHARACTERS:
+            raise UsageError(
+                f"config file '{path}' has {len(text):,} characters; no config needs {MOST_CHARACTERS:,}"
+            )
+        content = _parsed(text)
     except FileNotFoundError:
         raise UsageError(f"config file '{path}' does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file '{path}' cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"config file '{path}' is not YAML: {reason}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"config file '{path}' is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"config file '{path}' holds {type(content).__name__}, not a mapping of fields")
+    _check_size(content, f"config file '{path}'")
     return content
+
+
+def _parsed(text: str) -> Any:
+    """YAML. What is JSON as well is read as JSON, a hundred times faster."""
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return yaml.safe_load(text)
+
+
+def _check_size(content: Any, where: str) -> None:
+    """Refuse what a few lines of YAML can become: aliases of aliases of aliases, one that holds itself, dates as keys.
+
+    Raises:
+        UsageError: too many values, too deep, or a key that is no text.
+    """
+    waiting, values = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        values += 1
+        if values > MOST_VALUES or depth > MOST_LEVELS:
+            what = f"{MOST_VALUES:,} values" if values > MOST_VALUES else f"{MOST_LEVELS} levels"
+            raise UsageError(f"{where} holds more than {what}")
+        if isinstance(value, dict):
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list):
+            waiting += [(inner, depth + 1) for inner in value]
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`content` with each `key=value` put in; values are read as YAML."""
-    result = json.loads(json.dumps(content, default=str))
+    _check_size(content, "the config")
+    result = json.loads(json.dumps(_with_text_keys(content), default=str))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -202,9 +252,17 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
                 raise UsageError(f"--set {key}: '{parent}' holds a single value, not fields")
         try:
             target[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError, ValueError):
             raise UsageError(f"--set {override}: '{text}' is not a YAML value") from None
+        _check_size(target[last], f"--set {key}")
     return result
+
+
+def _with_text_keys(value: Any) -> Any:
+    """YAML has keys of any kind, a config names only."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def named_options(text: str) -> tuple[str, dict[str, Any]]:
@@ -216,17 +274,12 @@ def named_options(text: str) -> tuple[str, dict[str, Any]]:
     name, equals, options = text.partition("=")
     try:
         value = yaml.safe_load(options) if equals else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         value = None
     if not isinstance(value, dict):
         raise UsageError(f"'{text}' is not NAME or NAME={{option: value}}")
-    return name, value
-
-
-def check_name(name: object) -> None:
-    """UsageError for a name that cannot be a folder's."""
-    if not NAME.fullmatch(str(name)):
-        raise UsageError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+    _check_size(value, name)
+    return name, _with_text_keys(value)
 
 
 def check_resources(fields: Mapping[str, Any]) -> None:
@@ -255,7 +308,8 @@ def sae_config_from_dict(sae: Mapping[str, Any], config: Mapping[str, Any]) -> A
         checked["d_in"] = _d_in(config)
     if "d_sae" not in checked:
         raise UsageError("sae needs 'd_sae', the number of latents")
-    k = checked.get("k", 1)
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(sae_class)}
+    k = checked.get("k", defaults.get("k", 1))
     if not 0 < k <= checked["d_sae"]:
         raise UsageError(
             f"sae.k is {k}: of {checked['d_sae']} latents at least one and at most all are active"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from sae_faithful.metrics.typicality import LIMIT, TypicalityGap, beyond, typica
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import Step, cache_dir, write_json
 from sae_faithful.source_request import SourceRequest
+from sae_faithful.stored import read_json
 from sae_faithful.timings import begins, timed
 from sae_faithful.tokens import TokenSet
 
@@ -99,7 +99,7 @@ def prepare_text(planned: PlannedText, config: TextSettings, model: LanguageMode
 
 def open_text(folder: Path) -> Text:
     """What step 1 wrote, memory-mapped."""
-    card = json.loads((folder / CARD_FILE).read_text())
+    card = read_json(folder / CARD_FILE)
     prompt_length = card["prompt_length"]
     train = folder / TRAIN_FILE
     return Text(
@@ -149,7 +149,7 @@ def typicality_results(
         steps.append(random_tokens_step(config, model))
     rows: list[EvalResult] = []
     for step in steps:
-        card = json.loads((folder.root / step.path / CARD_FILE).read_text())
+        card = read_json(folder.root / step.path / CARD_FILE)
         name, gap = card["name"], card["typicality"]
         common: dict[str, Any] = {
             "evaluator": "typicality",

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.interfaces import RunError
+from sae_faithful.stored import blamed_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,16 +109,16 @@ def load(folder: Path, signed: Mapping[str, Any] | None, device: str) -> Any:
     """
     import torch
     from sae_lens import SAE, StandardSAEConfig
-
-    if signed is None:
-        return SAE.load_from_disk(folder, device=device)
     from safetensors.torch import load_file
 
-    config = StandardSAEConfig.from_dict({**signed, "device": device})
-    with torch.random.fork_rng(devices=[]):
-        sae = _signed_class()(config)
-    sae.load_state_dict(load_file(folder / SIGNED_FILE, device=device))
-    return sae
+    with blamed_on(folder):
+        if signed is None:
+            return SAE.load_from_disk(folder, device=device)
+        config = StandardSAEConfig.from_dict({**signed, "device": device})
+        with torch.random.fork_rng(devices=[]):
+            sae = _signed_class()(config)
+        sae.load_state_dict(load_file(folder / SIGNED_FILE, device=device))
+        return sae
 
 
 @cache

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_faithful.faults import is_out_of_memory, out_of_memory_named
-from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError
+from sae_faithful.interfaces import Artifact, EvalResult, FeatureTable, RunError, UsageError
+from sae_faithful.names import check_name
 from sae_faithful.plan import in_reading_order
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.steps import evaluator_steps
+from sae_faithful.stored import KEY, blamed_on, read_features, read_results
 from sae_faithful.timings import PASSES, begins, took
 from sae_faithful.tokens import special_token_mask
 
@@ -37,7 +39,8 @@ log = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.jsonl"
 FEATURES_FILE = "features.parquet"
-KEY = ["source", "hook", "variant", "seed", "latent"]
+ENDINGS = {"json": "json", "text": "txt", "html": "html"}
+"""Of files, by the kind of artifact."""
 LATENTS_PER_BATCH = 2**26
 """At most so many latents (256 MiB in float32) of one SAE are held at a time."""
 LESS_MEMORY = "measure fewer or smaller SAEs at once, or give the evaluator a smaller budget"
@@ -125,19 +128,18 @@ def observe(
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that one evaluator wrote."""
-    return [json.loads(line) for line in (folder / ROWS_FILE).read_text().splitlines()]
+    return read_results(folder / ROWS_FILE)
 
 
 def merge_features(folders: Mapping[str, Path]) -> pd.DataFrame | None:
     """All evaluators' per-latent columns, joined on source, hook, variant, seed and latent."""
-    import pandas as pd
-
     merged: pd.DataFrame | None = None
     for folder in folders.values():
         path = folder / FEATURES_FILE
         if path.exists():
-            table = pd.read_parquet(path)
-            merged = table if merged is None else merged.merge(table, on=KEY, how="outer")
+            table = read_features(path)
+            with blamed_on(path):
+                merged = table if merged is None else merged.merge(table, on=KEY, how="outer")
     return merged
 
 
@@ -237,7 +239,7 @@ def _write_results(
         elif isinstance(result, FeatureTable):
             tables.append(_feature_frame(evaluator, result))
         elif isinstance(result, Artifact):  # pyright: ignore[reportUnnecessaryIsInstance] (a stranger's yield)
-            _write_artifact(result, folder / "artifacts")
+            _write_artifact(evaluator, result, folder / "artifacts")
         else:
             raise RunError(
                 f"evaluator '{evaluator}' yielded {type(result).__name__}, not EvalResult, FeatureTable or Artifact"
@@ -282,9 +284,19 @@ def _feature_frame(evaluator: str, table: FeatureTable) -> pd.DataFrame:
     return pd.DataFrame({**key, "latent": np.arange(handle.d_sae), **columns})
 
 
-def _write_artifact(artifact: Artifact, folder: Path) -> None:
+def _write_artifact(evaluator: str, artifact: Artifact, folder: Path) -> None:
+    # A stranger's evaluator may name it anything.
+    try:
+        check_name(artifact.name, "artifact")
+    except UsageError as error:
+        raise RunError(f"evaluator '{evaluator}': {error}") from None
+    if artifact.kind not in ENDINGS:
+        raise RunError(
+            f"evaluator '{evaluator}', artifact '{artifact.name}': unknown kind '{artifact.kind}'; "
+            f"choices: {', '.join(ENDINGS)}"
+        )
     folder.mkdir(exist_ok=True)
-    path = folder / f"{artifact.name}.{ {'json': 'json', 'text': 'txt', 'html': 'html'}[artifact.kind] }"
+    path = folder / f"{artifact.name}.{ENDINGS[artifact.kind]}"
     content = artifact.content() if callable(artifact.content) else artifact.content
     if artifact.kind == "json":
         write_json(path, content)

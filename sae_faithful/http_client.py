@@ -172,9 +172,11 @@ class JsonClient:
                 if time.monotonic() > deadline:
                     raise TimeoutError
         try:
-            return json.loads(b"".join(parts))
-        except ValueError:
+            reply = json.loads(b"".join(parts))
+            json.dumps(reply, ensure_ascii=False).encode()  # half of a surrogate pair could not be written
+        except (ValueError, RecursionError):
             return None
+        return reply
 
 
 def _failure(error: Exception) -> HttpFailure:

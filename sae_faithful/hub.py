@@ -15,6 +15,7 @@ from sae_faithful.progress import draws_bars
 from sae_faithful.registry import unknown
 from sae_faithful.report.run_data import read_runs
 from sae_faithful.report.sae_card import sae_card, stored_saes
+from sae_faithful.stored import read_json, reading
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -43,7 +44,7 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
     text = open_text(folder.data_dir(source_to_push(sources, name)))
     assert text.train is not None  # it was found by its training file
     splits = DatasetDict({"train": text.train.dataset, "held_out": text.held_out.dataset})
-    config = json.loads(folder.config_file.read_text())
+    config = read_json(folder.config_file)
     files = {"README.md": _readme(text.card)}
     tokenizer = tokenizer_on_hub(config["model_name"], config["model_class_name"])
     if tokenizer is not None:
@@ -86,11 +87,12 @@ def push_saes(
             where a private one was asked for.
     """
     _check_repository(repository)
-    (run,) = read_runs([folder])
-    saes = stored_saes(run, sources, hooks, variants)
-    name = tokenizer_on_hub(run.manifest["model"].partition("@")[0], "AutoModelForCausalLM")
-    base_model = name if name is not None and "/" in name else None
-    card = sae_card(run, saes, repository, base_model=base_model, licence=licence)
+    with reading(str(folder.root)):
+        (run,) = read_runs([folder])
+        saes = stored_saes(run, sources, hooks, variants)
+        name = tokenizer_on_hub(run.manifest["model"].partition("@")[0], "AutoModelForCausalLM")
+        base_model = name if name is not None and "/" in name else None
+        card = sae_card(run, saes, repository, base_model=base_model, licence=licence)
     with _in_one_line(repository):
         _make_repository(repository, private)
         _upload(saes, card, repository)
@@ -137,13 +139,18 @@ def _upload(saes: Sequence[StoredSAE], card: str, repository: str) -> None:
             staged[sae.name] = Path(root) / sae.name
             staged[sae.name].mkdir(parents=True)
             for file in SAE_FILES:
-                if (sae.folder / file).exists():
+                # A link in somebody's run folder would send another file of this machine.
+                if (sae.folder / file).is_file() and not _leads_out(sae.folder / file):
                     (staged[sae.name] / file).symlink_to(sae.folder / file)
         upload_saes_to_huggingface(staged, repository, show_progress=draws_bars(), add_default_readme=False)
     # Last: it says that they are there.
     HfApi().upload_file(
         path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repository, commit_message="Card"
     )
+
+
+def _leads_out(file: Path) -> bool:
+    return file.resolve().parent != file.parent.resolve()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from sae_faithful.redaction import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -19,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class UsageError(ValueError):
-    """What the user gave is wrong: shown as one line that names the value and the choices; exit code 2."""
+    """What the user gave is wrong: shown as one line that names the value and the choices; exit code 2.
+
+    The message is made one line, without secrets, whatever it quotes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class ModelUnreadable(UsageError):
@@ -27,7 +35,10 @@ class ModelUnreadable(UsageError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on: shown as one line that names the part at fault; exit code 1."""
+    """A run cannot go on: shown as one line that names the part at fault; exit code 1. See `UsageError`."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 @runtime_checkable

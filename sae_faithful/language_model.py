@@ -11,8 +11,9 @@ import numpy as np
 
 from sae_faithful import model_source, unembedding
 from sae_faithful.hashing import derive_seed
-from sae_faithful.interfaces import UsageError
+from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.registry import unknown
+from sae_faithful.trust import weights_from, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -84,13 +85,23 @@ class LanguageModel:
     def _loaded(self) -> HookedRootModule:
         from sae_lens.load_model import load_model
 
-        model = load_model(
-            self.class_name,
-            model_source.resolve(self.name),
-            device=self.device,
-            model_from_pretrained_kwargs=dict(self.from_pretrained_kwargs),
-            hook_names=list(self.hooks),
-        )
+        options = weights_from(self.class_name, self.from_pretrained_kwargs)
+        try:
+            with weights_only():
+                model = load_model(
+                    self.class_name,
+                    model_source.resolve(self.name),
+                    device=self.device,
+                    model_from_pretrained_kwargs=options,
+                    hook_names=list(self.hooks),
+                )
+        except OSError as error:
+            if options.get("use_safetensors") and "safetensors" in str(error):
+                raise ModelUnreadable(
+                    f"{self.name} has no safetensors; model_from_pretrained_kwargs: {{use_safetensors: false}} "
+                    "reads its pickled ones, of which PyTorch then takes tensors only"
+                ) from error
+            raise
         return model.eval()
 
     @cached_property

@@ -81,8 +81,11 @@ def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRoo
 
         config = _hf_config(name, kwargs)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=kwargs.get("trust_remote_code")
+            model = _or_usage_error(
+                name,
+                AutoModelForCausalLM.from_config,
+                config,
+                trust_remote_code=kwargs.get("trust_remote_code"),
             )
         return HookedProxyLM(model, None)  # pyright: ignore[reportArgumentType]
     if class_name == "HookedTransformer":
@@ -248,7 +251,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 def _or_usage_error(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return load(*args, **options)
-    except (OSError, ValueError, KeyError) as error:
+    # A stranger's files may make transformers fail with anything.
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         # TransformerLens lists its hundreds of models.
         reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" ...")

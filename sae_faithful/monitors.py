@@ -15,6 +15,7 @@ from sae_faithful.progress import silenced
 from sae_faithful.run_folder import write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
 from sae_faithful.saelens_wandb import logging_to, without_histograms
+from sae_faithful.stored import read_json_lines
 from sae_faithful.wandb_names import logged_names
 from sae_faithful.wandb_run import WandbRun
 
@@ -281,7 +282,7 @@ class Monitors:
 def read_monitor_rows(folder: Path, source: str) -> list[dict[str, Any]]:
     """What monitors of one source measured; nothing where there were none."""
     path = folder / f"{source}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(path) if path.exists() else []
 
 
 def times_fired(name: str, fired: int, left_out: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_faithful.interfaces import UsageError
+from sae_faithful.names import check_name
 from sae_faithful.registry import unknown
 from sae_faithful.run_folder import Step, baseline_path, data_path, result_path, sae_path
 
@@ -337,8 +338,6 @@ def plan_baselines(config: ExperimentConfig, plugins: PluginManager) -> list[Pla
     Raises:
         UsageError: unknown names or options, a name twice, or one that cannot be a folder's or is a variant's.
     """
-    from sae_faithful.config import check_name
-
     planned: list[PlannedBaseline] = []
     for name, given in _named("baselines", config.baselines).items():
         options = dict(given)
@@ -468,7 +467,8 @@ def _check_saelens_fields(config: ExperimentConfig, *, n_saes: int, packed: bool
                 )
     if config.resume_from_checkpoint is not None:
         raise UsageError("resume_from_checkpoint: run the same command again; finished parts are kept")
-    if (config.model_from_pretrained_kwargs or {}).get("token"):
+    # `from_dict` refuses this too; a config may be made without it.
+    if isinstance((config.model_from_pretrained_kwargs or {}).get("token"), str):
         raise UsageError(
             "model_from_pretrained_kwargs.token would be written into configs and W&B; log in with `hf auth login`"
         )

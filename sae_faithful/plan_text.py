@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sae_faithful.memory import machine
 from sae_faithful.progress import about, size
+from sae_faithful.trust import remote_code_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,8 @@ def plan_text(estimate: Estimate, config: ExperimentConfig, folder: RunFolder) -
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([head, *table, *(f"  {line}" for line in _below(estimate, config, folder))])
+    trusted = [f"  {line}" for line in remote_code_of(config)]
+    return "\n".join([head, *trusted, *table, *(f"  {line}" for line in _below(estimate, config, folder))])
 
 
 def _row(step: StepEstimate, estimate: Estimate) -> tuple[str, ...]:

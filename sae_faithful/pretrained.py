@@ -20,6 +20,8 @@ from sae_faithful.registry import load_plugins
 from sae_faithful.report import write_report
 from sae_faithful.run_folder import RunFolder, write_json
 from sae_faithful.sae_handle import SAEHandle
+from sae_faithful.stored import reason_of
+from sae_faithful.trust import check_strangers_sae, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,14 +149,17 @@ def load_sae(name: str, device: str) -> Any:
 
     release, _, sae_id = name.partition("/")
     try:
-        sae = (
-            SAE.load_from_disk(Path(name).expanduser(), device=device)
-            if Path(name).expanduser().is_dir()
-            else SAE.from_pretrained(release, sae_id, device=device)
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        with weights_only():
+            sae = (
+                SAE.load_from_disk(Path(name).expanduser(), device=device)
+                if Path(name).expanduser().is_dir()
+                else SAE.from_pretrained(release, sae_id, device=device)
+            )
+    # SAELens takes the file as it is, and may fail anywhere in it.
+    except Exception as error:
+        reason = reason_of(error)
         raise UsageError(f"--sae '{name}' is no folder of an SAE and no RELEASE/SAE_ID: {reason}") from error
+    check_strangers_sae(name, sae.cfg.metadata)
     if "transcoder" in sae.cfg.architecture():
         raise UsageError(f"--sae '{name}' is a {sae.cfg.architecture()}; only autoencoders can be measured")
     return sae

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import pickle
 import re
 import secrets
 import shutil
@@ -191,7 +190,7 @@ class RayPlacement:
         self.shared.mkdir(parents=True, exist_ok=True)
         write_text(self.shared / TOKEN_FILE, token)
         jobs = [
-            Job(pickle.dumps(one.config), one.folder.root, one.threads, hash_of_steps(one))
+            Job(json.dumps(one.config.to_dict()), one.folder.root, one.threads, hash_of_steps(one))
             for one in self.experiments
         ]
         environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}

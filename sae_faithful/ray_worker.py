@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import socket
 import time
 import traceback
@@ -31,8 +30,8 @@ COMPARED = ("sae-faithful", "sae-lens", "transformer-lens", "torch", "transforme
 class Job:
     """A run, as the driver describes it."""
 
-    config: bytes
-    """The pickled config: what its classes need may be imported only when the environment is set."""
+    config: str
+    """The config as JSON: what its classes need may be imported only when the environment is set."""
     root: Path
     threads: int
     steps: str
@@ -154,6 +153,7 @@ class Worker:
         if self._experiment is not None and self._experiment[0] == job:
             return self._experiment[1]
         from sae_faithful.architectures import register_architectures
+        from sae_faithful.config import ExperimentConfig
         from sae_faithful.interfaces import RunError
         from sae_faithful.registry import load_plugins
         from sae_faithful.units import Experiment, hash_of_steps
@@ -166,7 +166,9 @@ class Worker:
         wanted = self.setup.jobs[job]
         plugins = load_plugins()
         register_architectures(plugins)
-        experiment = Experiment.planned(pickle.loads(wanted.config), wanted.root, plugins)
+        experiment = Experiment.planned(
+            ExperimentConfig.from_dict(json.loads(wanted.config)), wanted.root, plugins
+        )
         if hash_of_steps(experiment) != wanted.steps:
             raise RunError(
                 f"the worker on {socket.gethostname()} plans other steps than the driver: the same plugins and the "

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from sae_faithful import hookspecs
 from sae_faithful.interfaces import UsageError
+from sae_faithful.names import check_name
+from sae_faithful.redaction import secret_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,6 +69,7 @@ class PluginManager(pluggy.PluginManager):
                 owner: tuple[str, str] = owner,
                 entry_name: str = entry_name,
             ) -> None:
+                check_name(name, f"{kind} of {owner[0]}")
                 if name in found:
                     raise UsageError(
                         f"{kind} '{name}' is offered by both {found[name].distribution} and {owner[0]}; "
@@ -147,6 +150,12 @@ def load_plugins() -> PluginManager:
 
 def build_options(cls: type[Any], owner: str, options: Mapping[str, Any]) -> Any:
     """`cls(**options)`, checked by pydantic: no unknown key, every value coerced to its field's type."""
+    secret = secret_in(dict(options))
+    if secret is not None:
+        raise UsageError(
+            f"{owner}, {secret}: would be written into configs and results, and holds a secret, or an address with "
+            "a password; say it in the environment"
+        )
     try:
         return TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:

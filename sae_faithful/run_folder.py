@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.hashing import first_damage, hash_files, hash_settings
-from sae_faithful.interfaces import UsageError
+from sae_faithful.interfaces import RunError, UsageError
+from sae_faithful.names import check_name
+from sae_faithful.redaction import without_known_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -160,6 +162,7 @@ class RunFolder:
     def writing(self, step: Step) -> Generator[Path]:
         """A folder to write the step's files into; it takes its place when the block ends without error."""
         target = self.root / step.path
+        self.check_inside(target)
         partial = target.with_name(PARTIAL_PREFIX + target.name)
         _remove(partial)
         partial.mkdir(parents=True)
@@ -194,6 +197,17 @@ class RunFolder:
         else:
             folder.rename(target)
 
+    def check_inside(self, path: Path) -> None:
+        """Refuse a path that a link takes out of the run folder. The run folder itself may be one.
+
+        Raises:
+            RunError: it does.
+        """
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise RunError(
+                f"{path} is outside the run folder, by a link to {path.resolve()}; make the run folder a link instead"
+            )
+
     def clear_partial(self) -> None:
         """Remove what a killed run left behind. Only for the owner of the lock."""
         for path in sorted(self.root.rglob(PARTIAL_PREFIX + "*")):
@@ -209,6 +223,8 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / ".lock"
         with contextlib.ExitStack() as stack:
+            if path.is_symlink():
+                raise UsageError(f"{path} is a link to another file, which a lock would empty; delete it")
             file = stack.enter_context(path.open("a+"))
             if not _try_lock(file.fileno()):
                 file.seek(0)
@@ -262,7 +278,7 @@ class RunFolder:
                 return record
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         self._note_damage(step.path, f"{STEP_FILE} is damaged")
         return None
@@ -285,27 +301,35 @@ class RunFolder:
 
 def data_path(name: str) -> str:
     """Where a source's or dataset's tokens are, in the run folder."""
-    return f"data/{name}"
+    return f"data/{_part(name)}"
 
 
 def sae_path(source: str, hook: str, variant: str, seed: int) -> str:
     """Where an SAE is, in the run folder."""
-    return f"saes/{source}/{hook}/{variant}/seed{seed}"
+    return f"saes/{_part(source)}/{_part(hook)}/{_part(variant)}/seed{int(seed)}"
 
 
 def baseline_path(source: str, hook: str, name: str, seed: int) -> str:
     """Where a baseline's fit is, in the run folder."""
-    return f"baselines/{source}/{hook}/{name}/seed{seed}"
+    return f"baselines/{_part(source)}/{_part(hook)}/{_part(name)}/seed{int(seed)}"
 
 
 def result_path(evaluator: str) -> str:
     """Where an evaluator's results are, in the run folder."""
-    return f"results/{evaluator}"
+    return f"results/{_part(evaluator)}"
+
+
+def _part(name: str) -> str:
+    """A part of a path that names one folder, whoever gave the name."""
+    check_name(name)
+    return name
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: aside, then renamed."""
-    write_aside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write a file whole, without secrets of the environment: aside, then renamed."""
+    text = without_known_secrets(text)
+    # Half of a surrogate pair, which JSON can say and UTF-8 cannot, stays what it is in JSON: an escape.
+    write_aside(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -317,6 +341,8 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+    # A link of that name would have another file written.
+    partial.unlink(missing_ok=True)
     write(partial)
     _sync(partial)
     partial.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sae_faithful.registry import load_plugins
 from sae_faithful.saelens_output import bars_as_ours, misleading_warnings_silenced
 from sae_faithful.saelens_wandb import logging_to
 from sae_faithful.training import guard_against_nan, initialise, mark_random_init, run_seeded
+from sae_faithful.trust import remote_code_of
 from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from transformer_lens.HookedTransformer import HookedRootModule
 
     from sae_faithful.registry import PluginManager
+
+log = logging.getLogger(__name__)
 
 
 class PluginTrainingRunner(LanguageModelSAETrainingRunner):
@@ -56,6 +60,8 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
         plugins = plugins or load_plugins()
         register_architectures(plugins)
         experiment = _as_experiment(cfg, plugins)
+        for line in remote_code_of(experiment):
+            log.warning("%s", line)
         model = LanguageModel.from_config(experiment, given=override_model)
         plan = make_plan(experiment, plugins, model)
         if len(plan.saes) > 1 or len(plan.sources) > 1:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from sae_faithful.stored import blamed_on
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -44,7 +46,8 @@ class SAEHandle:
         def load() -> Any:
             from sae_lens import SAE
 
-            return SAE.load_from_disk(path, device=device)
+            with blamed_on(path):
+                return SAE.load_from_disk(path, device=device)
 
         return cls(source=source, hook=hook, variant=variant, seed=seed, load=load)
 

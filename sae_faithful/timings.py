@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.progress import about, exactly, size
 from sae_faithful.run_folder import write_json
+from sae_faithful.stored import blamed_on, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -61,7 +61,7 @@ class Timings:
                 "seconds": round(seconds, 3),
                 "expected_seconds": None if expected is None else round(expected, 3),
                 "expected_memory_bytes": self.memory.get(step),
-                "peak_memory_bytes": rows[step]["peak_memory_bytes"]
+                "peak_memory_bytes": rows[step].get("peak_memory_bytes")
                 if self._told(rows, step)
                 else self.peaks.get(step, peak),
             }
@@ -111,8 +111,19 @@ def took(step: str, seconds: float) -> None:
 
 
 def read_timings(path: Path) -> list[dict[str, Any]]:
-    """Rows of `timings.json`, one a step; none where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else []
+    """Rows of `timings.json`, one a step; none where there is no such file.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not path.exists():
+        return []
+    with blamed_on(path):
+        rows = read_json(path)["steps"]
+        for row in rows:
+            if not isinstance(row["step"], str) or not isinstance(row["seconds"], int | float):
+                raise ValueError("a step without its name and seconds")
+        return rows
 
 
 def peak_memory() -> int | None:

@@ -21,6 +21,7 @@ from sae_faithful.packing import (
     table_of,
     write_rows,
 )
+from sae_faithful.stored import blamed_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,10 +140,22 @@ class TokenSet:
 
     @classmethod
     def open(cls, path: Path, *, prompt_length: int = 1, card: Mapping[str, Any] | None = None) -> TokenSet:
-        """Memory-map a file that `save` wrote; it holds neither of the others."""
+        """Memory-map a file that `save` wrote; it holds neither of the others.
+
+        Raises:
+            RunError: it is no such file, or a damaged one.
+        """
+        import pyarrow as pa
         from datasets import Dataset
 
-        return cls(Dataset.from_file(str(path)), prompt_length, dict(card or {}))
+        with blamed_on(path):
+            dataset = Dataset.from_file(str(path))
+            for name in ("input_ids", "document"):
+                if dataset.data.schema.field(name).type != pa.list_(pa.int32()):
+                    raise ValueError(f"its column '{name}' holds no lists of int32")
+            # Where lists end is checked: pyarrow would read beyond the file.
+            dataset.data.validate(full=True)
+        return cls(dataset, prompt_length, dict(card or {}))
 
     def save(self, path: Path) -> None:
         """Write an Arrow stream file; equal token sets give equal bytes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
 import logging
 import shutil
 import signal
@@ -23,7 +22,9 @@ from sae_faithful.run_folder import PARTIAL_PREFIX, write_json
 from sae_faithful.saelens_output import bars_as_ours, misleading_warnings_silenced
 from sae_faithful.saelens_wandb import logging_to
 from sae_faithful.steps import estimates_norm
+from sae_faithful.stored import read_json
 from sae_faithful.timings import begins, timed
+from sae_faithful.trust import weights_only
 from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def run_seeded(runner: Any, seed: int) -> Any:
             interruption.recorded(),
             misleading_warnings_silenced(),
             temporary_seed(seed),
+            weights_only(),
         ):
             return runner.run()
     except InterruptedException:
@@ -280,7 +282,7 @@ def _logged(
     runner: Any, source: str, part: str, modules: Mapping[str, Any], folder: RunFolder
 ) -> Generator[None]:
     """A W&B run for one source or group: the source's card goes in, SAELens's numbers and SAEs come out."""
-    config = json.loads(folder.config_file.read_text(encoding="utf-8"))
+    config = read_json(folder.config_file)
     run = open_wandb_run(config, job_type="train", part=part, folder=folder.root)
     run.log_card(source)
     names = {id(module): run.artifact_name(source, *name.split("/")) for name, module in modules.items()}

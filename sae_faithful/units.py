@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +33,7 @@ from sae_faithful.steps import (
 )
 from sae_faithful.timings import Timings
 from sae_faithful.training import train_source
+from sae_faithful.trust import remote_code_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from sae_faithful.interfaces import Pieces
     from sae_faithful.plan import Plan, PlannedText
     from sae_faithful.registry import PluginManager
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -75,6 +79,8 @@ class Experiment:
         Raises:
             UsageError: the config asks for something impossible, or the folder holds steps made with other settings.
         """
+        for line in remote_code_of(config):
+            log.warning("%s", line)
         model = model or LanguageModel.from_config(config, config.hook_names, override_model)
         plan = make_plan(config, plugins, model)
         folder = RunFolder(output or config.output_path or "output")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 import os
-import re
 import secrets
 import threading
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful.redaction import hidden, without_secrets
 from sae_faithful.run_folder import data_path, write_json
+from sae_faithful.stored import blamed_on, read_json
 from sae_faithful.wandb_names import artifact_name
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ LINK_SECONDS = 60.0
 """A link between artifacts, and a card that it needs uploaded, may take so long."""
 
 GROUP_FILE = "wandb.json"
-SECRET_KEYS = re.compile(
-    r"((hf|hub|access|auth|bearer|use_auth)_)?token|.*(api_?key|secret|password|authorization).*",
-    re.IGNORECASE,
-)
-SECRET_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
-HIDDEN = "(hidden)"
 
 _OFFLINE: ContextVar[list[str] | None] = ContextVar("offline", default=None)
 """In an experiment: why its runs go offline, where they do."""
@@ -82,7 +76,7 @@ class WandbRun:
         """Make the card of one of the experiment's texts an input of this run, where it has one."""
         card = None if self.folder is None else self.folder / data_path(name) / "card.json"
         if card is not None and card.exists():
-            content = json.loads(card.read_text(encoding="utf-8"))
+            content = read_json(card)
             self.use_files(self.artifact_name("data", name), "dataset", [card], content)
 
     def log_files(self, name: str, kind: str, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
@@ -139,7 +133,7 @@ def open_wandb_run(
     name = "-".join(filter(None, [logger["run_name"], part]))
     if mode == "disabled":
         return WandbRun(None, name, folder)
-    public = without_secrets(config)
+    public = hidden(config)
     wanted: dict[str, Any] = {
         "project": logger["wandb_project"],
         "entity": logger["wandb_entity"],
@@ -181,31 +175,16 @@ def group_of(folder: Path) -> str:
     path = folder / GROUP_FILE
     if not path.exists():
         write_json(path, {"group": artifact_name(folder.name, secrets.token_hex(3))})
-    return json.loads(path.read_text(encoding="utf-8"))["group"]
-
-
-def without_secrets(value: Any) -> Any:
-    """`value` without what its key calls a secret, and without values of environment variables that are one."""
-    secret = [text for name, text in os.environ.items() if SECRET_VARIABLES.search(name) and len(text) >= 8]
-    return _hidden(value, secret)
+    with blamed_on(path):
+        group = read_json(path)["group"]
+        if not isinstance(group, str) or not group:
+            raise ValueError("no group")
+        return group
 
 
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _hidden(value: Any, secret: Sequence[str]) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: HIDDEN
-            if one and isinstance(one, str) and SECRET_KEYS.fullmatch(str(key))
-            else _hidden(one, secret)
-            for key, one in value.items()
-        }
-    if isinstance(value, list):
-        return [_hidden(one, secret) for one in value]
-    return HIDDEN if isinstance(value, str) and any(text in value for text in secret) else value
+    return without_secrets(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
 
 
 def _settings(known: Any) -> dict[str, Any]:
@@ -268,7 +247,7 @@ def _directory(run: WandbRun) -> str:
 def _artifact(name: str, kind: str, files: Sequence[Path], metadata: Mapping[str, Any]) -> Any:
     import wandb
 
-    artifact = wandb.Artifact(name, type=kind, metadata=without_secrets(dict(metadata)))
+    artifact = wandb.Artifact(name, type=kind, metadata=hidden(dict(metadata)))
     for path in files:
         if path.exists():
             artifact.add_file(str(path))

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sae_faithful import WandbRun, open_wandb_run
+from sae_faithful.redaction import hidden
 from sae_faithful.wandb_names import LONGEST, artifact_name
-from sae_faithful.wandb_run import group_of, one_experiment, without_secrets
+from sae_faithful.wandb_run import group_of, one_experiment
 
 from .wandb_files import logged_runs
 
@@ -228,7 +229,7 @@ def test_secrets_are_not_sent(wandb_home: Path, monkeypatch: pytest.MonkeyPatch)
         "nested": [{"api_key": "k", "empty_secret": None}],
         "url": "https://user:xyzzy-plugh-42@host", "hf_token": True, "d": {"PASSWORD": "p"},
     }  # fmt: skip
-    assert without_secrets(config) == {
+    assert hidden(config) == {
         "sequence_separator_token": "bos", "n_tokens": 3, "token": "(hidden)",
         "nested": [{"api_key": "(hidden)", "empty_secret": None}], "url": "(hidden)", "hf_token": True,
         "d": {"PASSWORD": "(hidden)"},

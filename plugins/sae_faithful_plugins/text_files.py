@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sae_faithful import UsageError, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sae_faithful import SourceRequest, TokenSet
 
@@ -21,6 +21,7 @@ TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 PACKAGE_PREFIX = "package/"
 SHUFFLE_BUFFER = 10_000
+LONGEST_REASON = 200
 
 
 @hookimpl
@@ -83,15 +84,42 @@ class TextFiles:
     def _rows(self, kind: str, paths: list[str], seed: int) -> Iterator[str]:
         from datasets import load_dataset
 
-        rows: Any = load_dataset(kind, data_files=paths, split="train", streaming=True)
+        try:
+            rows: Any = load_dataset(kind, data_files=paths, split="train", streaming=True)
+        except Exception as error:
+            raise _unreadable(paths, error) from error
         if self.shuffle:
             rows = rows.shuffle(seed=seed % 2**32, buffer_size=SHUFFLE_BUFFER)
-        for row in rows:
+        for row in _readable(rows, paths):
             for column in (self.column, *self.where):
                 if column not in row:
                     raise UsageError(f"{paths[0]} has no column '{column}'; it has: {', '.join(row)}")
             if row[self.column] is not None and all(row[name] == value for name, value in self.where.items()):
-                yield str(row[self.column])
+                # Half of a pair of surrogates, which JSON can say, is no text that can be tokenised.
+                yield str(row[self.column]).encode(errors="replace").decode()
+
+
+def _readable(rows: Iterable[dict[str, Any]], paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows, as long as the files hold any.
+
+    Raises:
+        UsageError: whatever `datasets`, pyarrow, pandas or what unpacks the file find wrong with it.
+    """
+    reader = iter(rows)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise _unreadable(paths, error) from error
+        yield row
+
+
+def _unreadable(paths: list[str], error: Exception) -> UsageError:
+    others = f" (or one of {len(paths) - 1} other tables)" if len(paths) > 1 else ""
+    reason = " ".join((str(error) or type(error).__name__).split())[:LONGEST_REASON]
+    return UsageError(f"{paths[0]}{others} cannot be read: {reason}")
 
 
 def _table_kind(path: Path) -> str | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.monitoring import monitor_lines
 from sae_faithful.report.rows import rows_of
+from sae_faithful.report.run_data import read_manifest
 from sae_faithful.report.tables import Notes, difference_text, markdown_table, noted, value_text
 from sae_faithful.report.texts import evaluator_texts
 from sae_faithful.report.verdicts import judge, remark
+from sae_faithful.stored import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ def render(folder: RunFolder) -> str:
     parts = [
         f"# {manifest['model'].partition('@')[0]}: SAEs on {_and(manifest['sources'])}",
         _what_was_run(manifest),
+        *(f"**{line}.**" for line in manifest.get("remote_code", ())),
         "## Verdicts",
         *_verdicts(judge(rows, manifest), manifest, table=True),
         "## Is the text the model's own?",
@@ -60,7 +62,16 @@ def render(folder: RunFolder) -> str:
 
 
 def terminal_table(folder: RunFolder) -> str:
-    """The primary verdicts and the per-source numbers as text for a terminal."""
+    """The primary verdicts and the per-source numbers as text for a terminal.
+
+    Raises:
+        UsageError, RunError: the folder holds no finished run, or a damaged one.
+    """
+    with reading(str(folder.root)):
+        return _terminal_table(folder)
+
+
+def _terminal_table(folder: RunFolder) -> str:
     rows, manifest = _read(folder)
     tables = [
         *_verdicts(judge(rows, manifest), manifest, table=False),
@@ -81,7 +92,7 @@ def terminal_table(folder: RunFolder) -> str:
 
 
 def _read(folder: RunFolder) -> tuple[list[Row], Row]:
-    return rows_of(folder), json.loads(folder.manifest_file.read_text())
+    return rows_of(folder), read_manifest(folder)
 
 
 def _what_was_run(manifest: Row) -> str:

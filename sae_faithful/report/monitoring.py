@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.monitors import read_monitor_rows, times_fired
+from sae_faithful.stored import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def monitor_lines(folder: RunFolder, sources: Sequence[str], rows: Sequence[Row]
     for source in sources:
         path = folder.monitors_dir / f"{source}.json"
         if path.exists():
-            lines.append(_line(source, json.loads(path.read_text()), last_values(folder, source, rows)))
+            lines.append(_line(source, read_json(path), last_values(folder, source, rows)))
     return lines
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.tables import NONE, value_text
+from sae_faithful.stored import read_json
 
 if TYPE_CHECKING:
     from sae_faithful.report.run_data import RunData
@@ -73,6 +73,7 @@ def _facts(manifest: Row) -> dict[str, str]:
         "Other texts": ", ".join(manifest.get("datasets", ())),
         "Baselines": "; ".join(baselines),
         "Evaluators": ", ".join(manifest["evaluators"]),
+        "Not only data": "; ".join(manifest.get("remote_code", ())),
         "Machine": ", ".join(str(part) for part in machine if part) + f", {manifest['threads']} threads",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
@@ -93,7 +94,7 @@ def _texts(run: RunData) -> list[Text]:
 
 def _text(run: RunData, name: str, gap: Row | None, z: Row | None) -> Text:
     path = run.folder.data_dir(name) / "card.json"
-    card: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    card: Row = read_json(path) if path.exists() else {}
     rows: Row = card.get("rows", {})
     use = "trained on" if name in run.sources else "measured on" if card else "for comparison"
     return Text(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.interfaces import EvalResult, UsageError
 from sae_faithful.registry import unknown
+from sae_faithful.stored import read_results
 
 if TYPE_CHECKING:
     from sae_faithful.run_folder import RunFolder
@@ -22,10 +23,11 @@ def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
 
     Raises:
         UsageError: there is none.
+        RunError: it is damaged.
     """
     if not folder.results_file.exists():
         raise UsageError(f"{folder.root} holds no finished run: there is no {folder.results_file.name}")
-    return [json.loads(line) for line in folder.results_file.read_text(encoding="utf-8").splitlines()]
+    return read_results(folder.results_file)
 
 
 def rows_as(folder: RunFolder, form: str) -> str:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NotRequired
 
+from sae_faithful.names import check_name
 from sae_faithful.report.rows import rows_of
 from sae_faithful.report.verdicts import judge
 from sae_faithful.run_folder import RunFolder
+from sae_faithful.stored import blamed_on, read_features, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
+    from pydantic import TypeAdapter
 
     from sae_faithful.report.verdicts import Verdict
 
 Row = dict[str, Any]
+NAMES = ("sources", "datasets", "own_text", "evaluators", "baselines")
+"""Of the manifest: names of folders."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,12 @@ class RunData:
     @cached_property
     def features(self) -> pd.DataFrame | None:
         """One row a latent of every SAE."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder.features_file) if self.folder.features_file.exists() else None
+        return read_features(self.folder.features_file) if self.folder.features_file.exists() else None
 
     def artifact(self, evaluator: str, name: str) -> Any:
         """A JSON document that an evaluator wrote; None where it wrote none of that name."""
-        return _json(self.folder.result_dir(evaluator) / "artifacts" / f"{name}.json")
+        path = self.folder.result_dir(evaluator) / "artifacts" / f"{name}.json"
+        return read_json(path) if path.exists() else None
 
 
 def read_run(root: Path | str) -> RunData:
@@ -83,14 +86,15 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
 
     Raises:
         UsageError: a folder holds no finished run.
+        RunError: one of its files is damaged.
     """
     return [
         RunData(
             folder,
             label if len(folders) > 1 else "",
             rows_of(folder),
-            _json(folder.manifest_file),
-            _json(folder.config_file) or {},
+            read_manifest(folder),
+            _fields(folder.config_file) if folder.config_file.exists() else {},
         )
         for folder, label in zip(folders, _labels(folders), strict=True)
     ]
@@ -107,5 +111,43 @@ def _labels(folders: Sequence[RunFolder]) -> list[str]:
         length += 1
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def read_manifest(folder: RunFolder) -> Row:
+    """What the run was made with.
+
+    Raises:
+        RunError: there is no manifest, or one without what every run has; or with names that lead out of the folder.
+    """
+    manifest = _fields(folder.manifest_file)
+    with blamed_on(folder.manifest_file):
+        _manifest_adapter().validate_python(manifest, strict=True)
+        for key in NAMES:
+            for name in manifest.get(key, ()):
+                check_name(name, f"{folder.manifest_file}: {key},")
+    return manifest
+
+
+def _fields(path: Path) -> Row:
+    value = read_json(path)
+    with blamed_on(path):
+        if not isinstance(value, dict):
+            raise ValueError(f"{type(value).__name__}, not fields")
+    return value
+
+
+@cache
+def _manifest_adapter() -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+    from typing_extensions import TypedDict
+
+    # Older runs have fewer fields, `evaluate` has no baselines.
+    everywhere: dict[str, Any] = {
+        "model": str, "versions": dict[str, str], "device": str, "threads": int, "summary": str, "sources": list[str],
+        "evaluators": list[str],
+    }  # fmt: skip
+    maybe: dict[str, Any] = {
+        "own_text": list[str], "remote_code": list[str], "datasets": list[str], "baselines": dict[str, dict[str, Any]],
+        "processor": str | None, "gpu": str | None, "machine": str | None, "python": str | None,
+    }  # fmt: skip
+    return TypeAdapter(
+        TypedDict("Manifest", {name: NotRequired[kind] for name, kind in maybe.items()} | everywhere)
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
 from sae_faithful.report.tables import Notes, markdown_table, noted, value_text
+from sae_faithful.stored import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,9 +74,7 @@ def stored_saes(
     found: list[StoredSAE] = []
     for path in sorted(root.glob("*/*/*/seed*/cfg.json")):
         source, hook, variant, seed = path.parent.relative_to(root).parts
-        sae = StoredSAE(
-            source, hook, variant, int(seed.removeprefix("seed")), path.parent, json.loads(path.read_text())
-        )
+        sae = StoredSAE(source, hook, variant, int(seed.removeprefix("seed")), path.parent, read_json(path))
         # What an earlier config trained stays on disk, and is in no row.
         if (
             (not run.sources or source in run.sources)
@@ -202,7 +201,7 @@ def _text_table(run: RunData, names: Sequence[str]) -> str:
         if not path.exists():  # SAELens's own dataset_path: what it read is not on disk
             body.append([name, f"SAELens: `{run.config.get('dataset_path', '')}`", "", "", "", ""])
             continue
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
         gap = card["typicality"]
         options = {key: value for key, value in card["options"].items() if value is not None}
         body.append(
@@ -274,7 +273,7 @@ def _place(row: Row) -> tuple[str | None, ...]:
 
 def _options(run: RunData, evaluator: str) -> Mapping[str, Any]:
     """Of the evaluator, by name, as its finished step has them."""
-    step = json.loads((run.folder.result_dir(evaluator) / "step.json").read_text(encoding="utf-8"))
+    step = read_json(run.folder.result_dir(evaluator) / "step.json")
     prefix = f"evaluators.{evaluator}."
     return {
         key.removeprefix(prefix): value for key, value in step["settings"].items() if key.startswith(prefix)

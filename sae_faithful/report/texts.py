@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sae_faithful.stored import blamed_on
+
 if TYPE_CHECKING:
     from sae_faithful.run_folder import RunFolder
 
@@ -50,7 +52,9 @@ def evaluator_texts(folder: RunFolder, evaluator: str) -> dict[str, str]:
     """What the evaluator says in words, by file name; of a long text the beginning, and where the rest is."""
     texts: dict[str, str] = {}
     for path in sorted((folder.result_dir(evaluator) / "artifacts").glob("*.txt")):
-        lines = path.read_text(encoding="utf-8").strip().splitlines()
+        folder.check_inside(path)
+        with blamed_on(path):
+            lines = path.read_text(encoding="utf-8").strip().splitlines()
         shown = lines[:MOST_LINES]
         if len(lines) > len(shown):
             if sum(line.startswith(FENCE) for line in shown) % 2:

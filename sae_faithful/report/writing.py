@@ -11,6 +11,7 @@ from sae_faithful.report.html import render_page
 from sae_faithful.report.markdown import render
 from sae_faithful.report.run_data import read_runs
 from sae_faithful.run_folder import RunFolder, write_text
+from sae_faithful.stored import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,13 +30,16 @@ def write_report(folder: RunFolder, page: Path | None = None) -> Path:
 
     Raises:
         UsageError: the folder holds no finished run.
+        RunError: one of its files is damaged.
     """
-    (run,) = read_runs([folder])
+    with reading(str(folder.root)):
+        (run,) = read_runs([folder])
+        lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in run.verdicts]
+        markdown, html = render(folder), render_page([run])
     page = page or folder.html_file
-    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in run.verdicts]
     write_text(folder.verdicts_file, "".join(lines))
-    write_text(folder.report_file, render(folder))
-    write_text(page, render_page([run]))
+    write_text(folder.report_file, markdown)
+    write_text(page, html)
     return page
 
 
@@ -51,10 +55,13 @@ def write_comparison(folders: Sequence[RunFolder], page: Path | None = None) -> 
 
     Raises:
         UsageError: a folder holds no finished run, or is there twice.
+        RunError: a file of it is damaged.
     """
     for number, folder in enumerate(folders):
         if folder.root.resolve() in (other.root.resolve() for other in folders[:number]):
             raise UsageError(f"{folder.root} is given twice; a comparison is of different runs")
+    with reading("a run folder"):
+        html = render_page(read_runs(folders))
     page = page or folders[0].comparison_file
-    write_text(page, render_page(read_runs(folders)))
+    write_text(page, html)
     return page

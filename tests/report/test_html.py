@@ -140,7 +140,10 @@ def test_nothing_is_fetched_from_anywhere(run: RunFolder) -> None:
     assert "@import" not in page.text["style"]
 
 
-def test_hostile_text_stays_text(number: Any, write_run: Any) -> None:
+def test_hostile_text_stays_text(number: Any, write_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Such names are refused already; were they not, they would be text.
+    for module in ("report.run_data", "run_folder"):
+        monkeypatch.setattr(f"sae_faithful.{module}.check_name", lambda *_: None)
     bad = {"source": HOSTILE, "hook": HOSTILE, "variant": HOSTILE, "seed": 0}
     latent = {"latent": 0, "why": [HOSTILE], "maximum": 1.0, "promoted": [[HOSTILE, 1.0]], "suppressed": [],
               "contexts": [{"row": 0, "position": 0, "tokens": [HOSTILE, "x" * 10_000], "activations": [1.0, 0.0],

@@ -33,7 +33,7 @@ class ReplyCache:
         """What was answered; None where nothing was, or its file cannot be read."""
         try:
             return json.loads(self._path(asked).read_text(encoding="utf-8"))["reply"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def put(self, asked: object, reply: Any) -> None:

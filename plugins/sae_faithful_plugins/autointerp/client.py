@@ -170,7 +170,9 @@ class Client:
         return Missing({"refused": REJECTED, "no server": SERVER_ERROR}.get(reply.kind, reply.kind))
 
     def _count(self, reply: Mapping[str, Any]) -> None:
-        used = reply.get("usage") or {}
+        used = reply.get("usage")
+        given = used if isinstance(used, dict) else {}
+        prompt, answer = (given.get(name) for name in ("prompt_tokens", "completion_tokens"))
         with self._lock:
-            self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
-            self.usage.reply_tokens += int(used.get("completion_tokens") or 0)
+            self.usage.prompt_tokens += prompt if isinstance(prompt, int) else 0
+            self.usage.reply_tokens += answer if isinstance(answer, int) else 0

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from sae_faithful_plugins.autointerp.assistants import Message
 
+MOST_LIKELY = 1.0
+"""Log-probabilities are at most 0, but for rounding."""
+
 
 def is_chat(reply: Any) -> bool:
     """Whether a reply has the shape of a chat completion."""
@@ -19,7 +22,11 @@ def is_chat(reply: Any) -> bool:
         message = reply["choices"][0]["message"]
     except (TypeError, KeyError, IndexError):
         return False
-    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
+    return (
+        isinstance(reply, dict)
+        and isinstance(message, dict)
+        and isinstance(message.get("content"), str | None)
+    )
 
 
 def content(reply: Mapping[str, Any]) -> str | Missing:
@@ -47,10 +54,22 @@ def is_echo(reply: Any) -> bool:
     """Whether a reply has log-probabilities of its prompt's tokens."""
     try:
         given = echoed(reply)
-        sizes = [len(given[name]) for name in ("tokens", "text_offset", "top_logprobs")]
+        tokens, offsets, likely = (given[name] for name in ("tokens", "text_offset", "top_logprobs"))
     except (TypeError, KeyError, IndexError):
         return False
-    return min(sizes) == max(sizes) > 1
+    if not all(isinstance(one, list) for one in (tokens, offsets, likely)):
+        return False
+    if not len(tokens) == len(offsets) == len(likely) > 1:
+        return False
+    return all(isinstance(token, str) for token in tokens) and all(map(_is_weights, likely))
+
+
+def _is_weights(likely: Any) -> bool:
+    """Log-probabilities by token; servers give none for a text's first."""
+    return likely is None or (
+        isinstance(likely, dict)
+        and all(isinstance(one, int | float) and not one > MOST_LIKELY for one in likely.values())
+    )
 
 
 def likely_at(given: Mapping[str, Any], offset: int) -> dict[str, float] | None:

@@ -136,7 +136,7 @@ def json_in(reply: str) -> Any:
     for found in (reply, *(match[0] for match in re.finditer(r"\{.*\}|\[.*\]", reply, re.DOTALL))):
         try:
             return json.loads(found)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return None
 

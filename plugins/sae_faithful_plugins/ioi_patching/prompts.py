@@ -53,9 +53,13 @@ def read_pairs(path: Path) -> list[tuple[int, Pair]]:
     """
     if not path.is_file():
         raise ValueError(f"pairs: there is no file {path}")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"pairs: {path} cannot be read: {error}") from None
     pairs = [
         (number, _pair(line, f"{path}, line {number}"))
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
     if len(pairs) < 2:
@@ -66,8 +70,9 @@ def read_pairs(path: Path) -> list[tuple[int, Pair]]:
 def _pair(line: str, where: str) -> Pair:
     try:
         content: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or " ".join(str(error).split())
+        raise ValueError(f"{where}: no JSON ({reason})") from None
     if not isinstance(content, dict):
         raise ValueError(f'{where}: not an object {{"base": ..., "target": ...}}')
     for name in content:
@@ -77,7 +82,7 @@ def _pair(line: str, where: str) -> Pair:
         value = content.get(name)
         if value is None and name in FIELDS[2:]:
             continue
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or not _is_text(value):
             raise ValueError(f"{where}: '{name}' is not a text")
     pair = Pair(**content)
     if pair.base == pair.target:
@@ -85,6 +90,15 @@ def _pair(line: str, where: str) -> Pair:
     if (pair.answer is None) != (pair.distractor is None):
         raise ValueError(f"{where}: 'answer' and 'distractor' come together or not at all")
     return pair
+
+
+def _is_text(value: str) -> bool:
+    """JSON can say half of a pair of surrogates, which no tokenizer takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def tokenize_pairs(model: LanguageModel, pairs: Sequence[tuple[int, Pair]], path: Path) -> list[TokenPair]:

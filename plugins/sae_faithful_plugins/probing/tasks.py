@@ -281,9 +281,10 @@ def _read_table(name: str, path: str, text: str, label: str) -> tuple[list[str],
             table = pd.read_parquet(file)
         else:
             raise UsageError(f"task '{name}': {path} is no .csv, .jsonl, .json or .parquet file")
-    except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    # Of pandas, pyarrow and whatever unpacks the file, each with errors of its own.
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"task '{name}': {path} cannot be read: {reason}") from error
     for column in (text, label):

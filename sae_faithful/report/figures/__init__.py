@@ -18,6 +18,7 @@ from sae_faithful.report.figures.sweep import sweep_figures
 from sae_faithful.report.figures.thresholds import ffr_figures, sfr_figures
 from sae_faithful.report.figures.training import training_figures
 from sae_faithful.report.figures.typicality import typicality_figures
+from sae_faithful.stored import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,10 @@ def figures(runs: Sequence[RunData]) -> list[Figure]:
     Colours of text, grid and hover labels are left to `template("light")` or `template("dark")`, which a page puts
     into `layout.template`.
     """
-    found = [figure for kind in KINDS for figure in kind(runs)]
+    found: list[Figure] = []
+    for kind in KINDS:
+        with reading(f"what {kind.__name__} are drawn from"):
+            found += kind(runs)
     seen: Counter[str] = Counter()
     unlike: list[Figure] = []
     for figure in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from sae_faithful.report.figures.figure import Figure, make_figure, shown
 from sae_faithful.report.figures.numbers import bars, rows_of, values
 from sae_faithful.report.figures.style import COLOURS, GREY, SYMBOLS, axis, faint, layout, names_axis
+from sae_faithful.stored import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +82,7 @@ def _documents(run: RunData, name: str) -> list[float]:
     for folder in ("data", "references"):
         path = run.folder.root / folder / name / "typicality.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))["gaps"]
+            return read_json(path)["gaps"]
     return []
 
 

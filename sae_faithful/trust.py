@@ -1,0 +1,99 @@
+"""What a model, an SAE or a checkpoint may bring into this process: weights and settings, and no code unless asked."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from sae_faithful.interfaces import UsageError
+from sae_faithful.names import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from sae_faithful.config import ExperimentConfig
+
+STRANGERS_MODEL_OPTIONS = (
+    "revision", "dtype", "torch_dtype", "attn_implementation", "center_writing_weights", "center_unembed", "fold_ln",
+    "fold_value_biases", "n_ctx",
+)  # fmt: skip
+"""What the config of an SAE that somebody else trained may say of how its model is loaded. Others name folders to
+write into, hosts to ask, or code to run."""
+
+
+@contextlib.contextmanager
+def weights_only() -> Generator[None]:
+    """In this block `torch.load` makes tensors and plain values, and calls nothing, whatever its caller asked for.
+
+    SAELens leaves that to PyTorch's default, which an environment variable changes; TransformerLens turns it off for
+    some models.
+    """
+    import torch
+
+    load = torch.load
+
+    def safely(*args: Any, **options: Any) -> Any:
+        return load(*args, **{**options, "weights_only": True})
+
+    with mock.patch.object(torch, "load", safely):
+        yield
+
+
+def weights_from(class_name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's loading options, which ask for safetensors where they do not say otherwise."""
+    options = dict(kwargs)
+    if class_name == "AutoModelForCausalLM" and "gguf_file" not in options:
+        options.setdefault("use_safetensors", True)
+    return options
+
+
+def remote_code_of(config: ExperimentConfig) -> list[str]:
+    """A line for each thing whose own code a run executes, or whose pickles it reads; empty where there is none."""
+    kwargs = config.model_from_pretrained_kwargs or {}
+    lines: list[str] = []
+    if kwargs.get("trust_remote_code"):
+        lines.append(
+            "REMOTE CODE: model_from_pretrained_kwargs.trust_remote_code is on: code from the repository of "
+            f"{config.model_name} runs here with your rights"
+        )
+    if kwargs.get("use_safetensors") is False:
+        lines.append(f"PICKLES: model_from_pretrained_kwargs.use_safetensors is off for {config.model_name}")
+    if config.dataset_trust_remote_code:
+        of = f" of {config.dataset_path}" if config.dataset_path else ""
+        lines.append(
+            f"REMOTE CODE: dataset_trust_remote_code is on: code from the repository{of} may run here"
+        )
+    return lines
+
+
+def check_strangers_sae(name: str, metadata: Any) -> None:
+    """Refuse what the config of a downloaded SAE should not ask for.
+
+    Raises:
+        UsageError: a hook that is no name, or options for its model that could write, ask or run something.
+    """
+    kwargs = metadata.model_from_pretrained_kwargs
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise UsageError(
+            f"--sae '{name}': its model_from_pretrained_kwargs are {type(kwargs).__name__}, not fields"
+        )
+    for key in kwargs or {}:
+        if key not in STRANGERS_MODEL_OPTIONS:
+            raise UsageError(
+                f"--sae '{name}' wants its model loaded with {key} = {kwargs[key]!r}, which an SAE's file may not ask "
+                f"for; it may say {', '.join(STRANGERS_MODEL_OPTIONS)}: take the rest out of its cfg.json"
+            )
+    kinds = {
+        "model_name": str,
+        "model_class_name": str,
+        "hook_name": str,
+        "context_size": int,
+        "hook_head_index": int,
+    }
+    for key, kind in kinds.items():
+        value = getattr(metadata, key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UsageError(f"--sae '{name}': its {key} is {value!r}, not {kind.__name__}")
+    if metadata.hook_name is not None:
+        check_name(metadata.hook_name, f"--sae '{name}': its hook_name")

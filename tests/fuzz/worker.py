@@ -1,0 +1,154 @@
+"""One process of the fuzzer: inputs for every parser, each from a seed of its own, so that one can be tried again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import branches
+from mutations import mutated
+from sandbox import Watch, listing
+
+SECONDS = 20
+"""More for one input is a hang."""
+
+
+class Hang(BaseException):
+    """An input took too long. No `Exception`: nobody catches it by the way."""
+
+
+@dataclass
+class Outcome:
+    """Of one parser."""
+
+    inputs: int = 0
+    accepted: int = 0
+    errors: int = 0
+    crashes: dict[str, int] = field(default_factory=dict)
+    """Kinds of crash, with how many inputs made each."""
+    seconds: float = 0.0
+
+
+def work(number: int, examples: Path, folder: Path, inputs: int, seed: int, only: str) -> dict[str, Any]:
+    """`inputs` inputs in process `number`, below `folder`; as plain JSON."""
+    outer = folder / f"process{number}"
+    sandbox = outer / "sandbox"
+    sandbox.mkdir(parents=True)
+    (outer / "untouched").write_text("untouched")
+    for name in ("HOME", "TMPDIR", "HF_HOME", "SAE_FAITHFUL_CACHE", "WANDB_DIR", "XDG_CACHE_HOME"):
+        path = sandbox / name.lower()
+        path.mkdir()
+        os.environ[name] = str(path)
+    (sandbox / "here").mkdir()
+    os.chdir(sandbox / "here")
+    # A parser may warn; ten thousand times is enough to fill a disk.
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, _hang)
+    measure = branches.Measure()
+    from parsers import parsers
+
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None), measure:
+        known = [one for one in parsers(examples, sandbox) if only in one.name]
+        for one in known:  # what is imported on first use is none of an input's doing
+            _try(one, one.examples[0])
+        watch = Watch(sandbox)
+        before = listing(outer, without=sandbox)
+        total = sum(one.share for one in known)
+        outcomes: dict[str, Outcome] = {}
+        for one in known:
+            count = max(1, round(inputs * one.share / total))
+            outcomes[one.name] = _fuzz(one, count, number, seed, watch, outer)
+    outside = watch.seen + [
+        f"{path} appeared or changed"
+        for path, state in listing(outer, without=sandbox).items()
+        if before.get(path) != state and not path.startswith(str(outer / "crashes"))
+    ]
+    shutil.rmtree(sandbox, ignore_errors=True)
+    return {
+        "outcomes": {name: vars(outcome) for name, outcome in outcomes.items()},
+        "modules": {one.name: one.module.split() for one in known},
+        "lines": measure.lines(),
+        "outside": list(dict.fromkeys(outside)),
+    }
+
+
+def _fuzz(parser: Any, count: int, number: int, seed: int, watch: Watch, outer: Path) -> Outcome:
+    outcome = Outcome()
+    started = time.monotonic()
+    for i in range(count):
+        name = f"{seed}/{number}/{parser.name}/{i}"
+        rng = random.Random(name)
+        data = mutated(rng, rng.choice(parser.examples), parser.examples, kind=parser.kind)
+        watch.on = True
+        crash = _try(parser, data)
+        watch.on = False
+        outcome.inputs += 1
+        if crash is None:
+            outcome.accepted += 1
+        elif not crash:
+            outcome.errors += 1
+        else:
+            kept = outer / "crashes" / parser.name.replace("/", "_")
+            if crash not in outcome.crashes:
+                kept.mkdir(parents=True, exist_ok=True)
+                (kept / f"{len(outcome.crashes)}.input").write_bytes(data)
+                (kept / f"{len(outcome.crashes)}.txt").write_text(crash)
+            outcome.crashes[crash] = outcome.crashes.get(crash, 0) + 1
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _try(parser: Any, data: bytes) -> str | None:
+    """None: accepted; empty: a clear error; else the crash."""
+    from parser import Refused
+
+    from sae_faithful import RunError, UsageError
+
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        parser.read(data)
+    except (UsageError, RunError, Refused) as error:
+        # A line that names something: neither empty nor a page.
+        text = str(error)
+        return (
+            ""
+            if text.strip() and "\n" not in text and len(text) < 4_000
+            else f"no clear line: {text[:200]!r} ({_place(error)})"
+        )
+    except (Exception, Hang) as error:
+        return f"{type(error).__name__} at {_place(error)}: {str(error)[:150]}".split(": ", 1)[0]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """The last two lines of ours in the traceback."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "sae_faithful" in frame.filename]
+    named = [
+        f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}" for frame in ours
+    ]
+    return " < ".join(reversed(named[-3:])) or "fuzz"
+
+
+def _hang(*_: Any) -> None:
+    raise Hang(f"more than {SECONDS} s")
+
+
+if __name__ == "__main__":
+    number, examples, folder, inputs, seed, only, output = sys.argv[1:]
+    result = work(int(number), Path(examples), Path(folder), int(inputs), int(seed), only)
+    Path(output).write_text(json.dumps(result))
