@@ -26,8 +26,10 @@ LOGIT_TOKENS = 1_024
 """Tokens of one whole forward."""
 COPIES_OF_SAE = 4
 """Weights, gradients and Adam's two averages."""
-COPIES_OF_LATENTS = 3
-"""Before the activation function, after it, and their gradient."""
+COPIES_IN_STEP = 3
+"""More of the SAE whose step it is: what the optimizer makes on its way."""
+COPIES_OF_LATENTS = 8
+"""Before the activation function, after it, gradients, and what is made between: measured with SAELens's `topk`."""
 COPIES_OF_BUFFER = 2
 """SAELens shuffles by copying."""
 LOADED_LATER = 200_000_000
@@ -100,7 +102,8 @@ def training_bytes(saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
         tokens += config.n_batches_for_norm_estimate * config.train_batch_size_tokens
     parameters = sum(parameters_of(sae) for sae in saes)
     latents = config.train_batch_size_tokens * max((int(sae.config.d_sae) for sae in saes), default=0)
-    return FLOAT * (tokens * width + COPIES_OF_SAE * parameters + COPIES_OF_LATENTS * latents)
+    step = COPIES_IN_STEP * max((parameters_of(sae) for sae in saes), default=0) + COPIES_OF_LATENTS * latents
+    return FLOAT * (tokens * width + COPIES_OF_SAE * parameters + step)
 
 
 def parameters_of(sae: PlannedSAE) -> int:

@@ -200,8 +200,9 @@ def test_memory_and_disk_are_the_formulas_of_the_docs(tiny_config: dict[str, Any
     # Two SAEs of one source, 4 bytes each; 1,600 tokens of 8 bytes.
     assert needs.disk == 2 * 12_448 * 4 + 1_600 * 8
     bare = Needs(process=0, model=0, vocab=64, d_in={"h": 64}, saes=0, widest=96, disk=0)
-    # The buffer twice, 16 × 16 × 64; two SAEs four times; 64 tokens × 96 latents three times.
-    assert bare.training(saes, config) == 4 * (2 * 16 * 16 * 64 + 2 * 4 * 12_448 + 3 * 64 * 96)
+    # The buffer twice, 16 × 16 × 64; two SAEs four times, one of them three times more in its step; 64
+    # tokens × 96 latents eight times.
+    assert bare.training(saes, config) == 4 * (2 * 16 * 16 * 64 + (2 * 4 + 3) * 12_448 + 8 * 64 * 96)
     # 1,024 tokens × 64 logits, four times.
     assert bare.whole_forwards() == 4 * 4 * 1_024 * 64
 
