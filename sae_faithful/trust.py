@@ -78,10 +78,10 @@ def check_strangers_sae(name: str, metadata: Any) -> None:
         raise UsageError(
             f"--sae '{name}': its model_from_pretrained_kwargs are {type(kwargs).__name__}, not fields"
         )
-    for key in kwargs or {}:
+    for key, value in (kwargs or {}).items():
         if key not in STRANGERS_MODEL_OPTIONS:
             raise UsageError(
-                f"--sae '{name}' wants its model loaded with {key} = {kwargs[key]!r}, which an SAE's file may not ask "
+                f"--sae '{name}' wants its model loaded with {key} = {value!r}, which an SAE's file may not ask "
                 f"for; it may say {', '.join(STRANGERS_MODEL_OPTIONS)}: take the rest out of its cfg.json"
             )
     kinds = {
