@@ -133,7 +133,8 @@ def test_workers_make_what_one_process_makes(
     heard = listen()
     contents = made({**content, "ray": {"workers": workers}}, tmp_path, ray="local")
     assert_same(contents, alone)
-    assert len(heard.processes) == workers
+    # One that starts slowly may find nothing left to do.
+    assert 1 <= len(heard.processes) <= workers
     # Every worker has done something, and said so.
     for name in heard.processes:
         assert any(line.startswith(f"[{name} on ") for line in heard.lines)
