@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth ray_throughput
+BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth ray_throughput scaling
 
 .PHONY: install quickstart cunningham2023 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests $(BENCHMARKS:%=bench-%) clean
 
@@ -40,6 +40,7 @@ lint: install
 # What pages say of options, defaults and plugins, from the code; then the site, into build/site.
 docs: install
 	$(BIN)/python docs/gen/reference.py
+	$(BIN)/python docs/gen/scaling.py
 	$(BIN)/mkdocs build --strict
 
 # The site at http://127.0.0.1:8000, with its search, which browsers do not run from a folder.

@@ -36,6 +36,8 @@ from sae_faithful.progress import size
 from sae_faithful.run_folder import RunFolder
 from sae_faithful.timings import PASSES, read_timings
 
+from .run_files import comparable_files, first_difference
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -64,15 +66,6 @@ def dry_run(config: dict[str, Any], folder: Path, *options: str, verb: str = "ru
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return CliRunner().invoke(main, [verb, str(path), "--dry-run", *options])
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but the one that says how long it took, and SAELens's, which name the folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("timings.json", "runner_cfg.json")
-    }
 
 
 def test_every_step_has_a_line_with_its_time_and_memory(tiny_config: dict[str, Any]) -> None:
@@ -133,7 +126,7 @@ def test_a_run_is_the_same_with_and_without_an_estimate_and_says_how_long_it_too
     unseen = run(ExperimentConfig.from_dict(config), output=tmp_path / "unseen")
     caplog.set_level(logging.INFO, "sae_faithful")
     seen = run(ExperimentConfig.from_dict(config), output=tmp_path / "seen")
-    assert files(seen.root) == files(unseen.root)
+    assert first_difference(comparable_files(unseen.root), comparable_files(seen.root)) is None
 
     (shown,) = (line for line in caplog.messages if line.startswith("plan of"))
     assert "results/ood_score" in shown
