@@ -16,6 +16,8 @@ LEVEL = 0.95
 MIN_CLUSTERS = 50
 """Fewer sequences than this say too little about their own spread for an interval."""
 N_RESAMPLES = 2_000
+WEIGHTS_AT_ONCE = 2**20
+"""Of all resamples that a statistic is shown together (8 MiB), so that memory does not grow with the clusters."""
 NO_SPREAD_OF_VALUES = "all values of both samples are equal: they show no spread"
 NO_SPREAD = "every resample gives the same value: it shows no spread"
 
@@ -92,15 +94,20 @@ def bootstrap_interval(
 
     Args:
         statistic: its values for rows of weights: how often each cluster was drawn (each row sums to
-            `n_clusters`). Statistics of sums need one matrix product for all resamples.
+            `n_clusters`). Statistics of sums need one matrix product for all resamples that they are shown together.
         n_clusters: number of clusters (sequences, or groups of them).
         rng: where the draws come from.
         n_resamples: how many draws.
     """
     if n_clusters < MIN_CLUSTERS:
         return too_few_clusters(n_clusters)
-    weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
-    return percentile_interval(statistic(weights.astype(np.float64)), n_clusters)
+    at_once = max(1, WEIGHTS_AT_ONCE // n_clusters)
+    values: list[np.ndarray] = []
+    for start in range(0, n_resamples, at_once):
+        size = min(at_once, n_resamples - start)
+        weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=size)
+        values.append(statistic(weights.astype(np.float64)))
+    return percentile_interval(np.concatenate(values), n_clusters)
 
 
 def percentile_interval(values: Float[np.ndarray, " resamples"], n_clusters: int) -> Interval:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from sae_faithful.metrics.intervals import (
+    N_RESAMPLES,
     Interval,
     bootstrap_interval,
     jackknife_interval,
     mean_difference_interval,
     mean_interval,
+    percentile_interval,
     ratio_interval,
 )
 
@@ -197,3 +199,23 @@ def test_bootstrap_repeats_itself_with_the_same_seed() -> None:
     )
     assert first == second
     assert first != other
+
+
+def test_many_clusters_are_resampled_in_parts_that_hold_no_more_than_so_many_weights() -> None:
+    n = 5_000
+    values = np.random.default_rng(1).normal(3, 2, n)
+    shown: list[tuple[int, int]] = []
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        shown.append(weights.shape)
+        assert (weights.sum(axis=1) == n).all()
+        return weights @ values / n
+
+    interval = bootstrap_interval(mean, n, np.random.default_rng(0))
+    assert sum(rows for rows, _ in shown) == N_RESAMPLES
+    assert max(rows * columns for rows, columns in shown) <= 2**20
+    # The same draws as all at once, and bounds near 1.96 standard errors.
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
+    assert interval == percentile_interval(weights @ values / n, n)
+    assert interval.low is not None
+    assert interval.low == pytest.approx(values.mean() - 1.96 * 2 / n**0.5, abs=0.005)
