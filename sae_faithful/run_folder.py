@@ -166,8 +166,14 @@ class RunFolder:
         partial = target.with_name(PARTIAL_PREFIX + target.name)
         _remove(partial)
         partial.mkdir(parents=True)
-        yield partial
-        self.adopt(partial, step)
+        try:
+            yield partial
+            self.adopt(partial, step)
+        except BaseException:
+            # A full disk needs the room; what a killed process leaves goes when the next one begins.
+            with contextlib.suppress(OSError):
+                _remove(partial)
+            raise
 
     def adopt(self, folder: Path, step: Step) -> None:
         """Make `folder`, written whole inside the run folder, the step's outcome."""

@@ -91,7 +91,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown option of a source": (
         {"sources.faithful.temprature": 1},
-        ["sources.faithful: unknown option 'temprature'", "did you mean temperature", "source 'self_generated'"],
+        ["sources.faithful: unknown option 'temprature'", "did you mean temperature"],
     ),
     "unknown option of an evaluator": (
         {"evaluators": [{"fake_features": {"tokens": 3}}]},
@@ -396,7 +396,7 @@ def test_a_source_that_gives_unusable_rows_is_named_with_the_row(
     line = only_error(result, 1)
     assert "source plugin 'rows' (for 'odd')" in line
     assert says in line
-    assert not (Path(tiny_config["output_path"]) / "data").exists()
+    assert not list(Path(tiny_config["output_path"]).glob("data/*"))
 
 
 def test_a_source_that_gives_usable_rows_is_taken(
@@ -462,7 +462,7 @@ def test_an_interrupted_run_says_so_and_goes_on_where_it_was(
     folder = Path(tiny_config["output_path"])
 
     code, stderr = interrupt(
-        arguments, lambda _: bool(list(cache.glob("self_generated/*/shard-000000.arrow"))), tmp_path
+        arguments, lambda _: bool(list(cache.glob("self_generated/*/shard-000000.sha256"))), tmp_path
     )
     assert code == 130, stderr
     assert stderr.decode().splitlines()[-1] == GO_ON

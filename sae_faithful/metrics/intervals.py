@@ -16,8 +16,8 @@ LEVEL = 0.95
 MIN_CLUSTERS = 50
 """Fewer sequences than this say too little about their own spread for an interval."""
 N_RESAMPLES = 2_000
-WEIGHTS_AT_ONCE = 2**20
-"""Of all resamples that a statistic is shown together (8 MiB), so that memory does not grow with the clusters."""
+WEIGHTS_AT_ONCE = 2**19
+"""Of all resamples that a statistic is shown together (4 MiB), so that memory does not grow with the clusters."""
 NO_SPREAD_OF_VALUES = "all values of both samples are equal: they show no spread"
 NO_SPREAD = "every resample gives the same value: it shows no spread"
 

@@ -120,8 +120,11 @@ def draw_for_baselines(folder: Path, n: int) -> None:
     draw_activations("text", text, [HOOK], config_of(folder, baseline_tokens=20_000), tiny_model(folder))
 
 
-def evaluator(name: str, options: Callable[[int], dict[str, Any]]) -> Callable[[Path, int], None]:
-    """One evaluator on two texts of so many tokens, with two SAEs of each; `options` may depend on the tokens."""
+def evaluator(
+    name: str, options: Callable[[int], dict[str, Any]], n_text: int | None = None
+) -> Callable[[Path, int], None]:
+    """One evaluator on two texts of so many tokens (or of `n_text`), with two SAEs of each; `options` may depend on
+    the tokens."""
 
     def measure(folder: Path, n: int) -> None:
         from sae_faithful import EvalContext, load_plugins
@@ -129,7 +132,7 @@ def evaluator(name: str, options: Callable[[int], dict[str, Any]]) -> Callable[[
         from sae_faithful.plan import plan_evaluators
         from sae_faithful.run_folder import RunFolder
 
-        texts = {source: write_text(folder, source, n, seed) for seed, source in enumerate("ab")}
+        texts = {source: write_text(folder, source, n_text or n, seed) for seed, source in enumerate("ab")}
         handles = [random_sae(source, seed) for source in texts for seed in range(2)]
         context = EvalContext(
             handles=handles, held_out=texts, sources=list(texts), language_model=tiny_model(folder), seed=0
@@ -139,6 +142,23 @@ def evaluator(name: str, options: Callable[[int], dict[str, Any]]) -> Callable[[
 
     measure.__doc__ = f"`{name}` on two texts with two SAEs of each."
     return measure
+
+
+def patching(folder: Path, n: int) -> None:
+    """`ioi_patching` on random pairs of eight tokens that differ in one."""
+    rng, path = np.random.default_rng(0), folder / "pairs.jsonl"
+    lines: list[str] = []
+    for base in rng.integers(4, VOCAB, size=(n // 16 + 8, 8)):
+        target = base.copy()
+        target[3] = 4 + (base[3] - 3) % (VOCAB - 4)
+        lines.append(json.dumps({"base": _words(base), "target": _words(target)}))
+    path.write_text("\n".join(lines))
+    options = {"pairs": str(path), "n_pairs": n // 16, "component_tokens": 2_000, "candidates": 8}
+    evaluator("ioi_patching", lambda _: options, n_text=20_000)(folder, n)
+
+
+def _words(tokens: np.ndarray) -> str:
+    return " ".join(f"w{token}" for token in tokens)
 
 
 def report(folder: Path, n: int) -> None:
@@ -193,9 +213,7 @@ CASES = {
         "look-up of tokens",
     ),
     "top_contexts": Case(evaluator("top_contexts", lambda _: {}), 60_000),
-    "ioi_patching": Case(
-        evaluator("ioi_patching", lambda n: {"n_pairs": n // 16, "component_tokens": 2_000}), 320, "pairs"
-    ),
+    "ioi_patching": Case(patching, 3_200, "in pairs of 16 tokens"),
     "report": Case(report, 20_000, "of a whole run"),
 }
 

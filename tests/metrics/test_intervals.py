@@ -213,7 +213,7 @@ def test_many_clusters_are_resampled_in_parts_that_hold_no_more_than_so_many_wei
 
     interval = bootstrap_interval(mean, n, np.random.default_rng(0))
     assert sum(rows for rows, _ in shown) == N_RESAMPLES
-    assert max(rows * columns for rows, columns in shown) <= 2**20
+    assert max(rows * columns for rows, columns in shown) <= 2**19
     # The same draws as all at once, and bounds near 1.96 standard errors.
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
     assert interval == percentile_interval(weights @ values / n, n)

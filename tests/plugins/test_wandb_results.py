@@ -202,7 +202,11 @@ def finished(tmp_path: Path) -> Path:
         (folder / "data" / name / "card.json").write_text(json.dumps({"name": name}))
     for seed in (0, 1):
         (folder / f"saes/faithful/{HOOK}/base/seed{seed}").mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"sources": ["faithful"], "datasets": ["other"]}))
+    manifest = {
+        "model": "org/model@abc#12", "versions": {}, "device": "cpu", "threads": 1, "summary": "topk",
+        "evaluators": [], "sources": ["faithful"], "datasets": ["other"],
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "wandb.json").write_text(json.dumps({"group": "g"}))
     (folder / "results.jsonl").write_text("")
     return folder

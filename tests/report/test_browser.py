@@ -234,7 +234,7 @@ def test_hostile_text_shows_and_does_nothing(visit: Any, write_run: Any, number:
             "results/top_contexts/artifacts/contexts.json": {"saes": [sae]},
             "results/some/artifacts/reading.txt": f"{HOSTILE}\n{'y' * 10_000}\n```\n{'z' * 10_000}\n```\n",
         },
-        sources=[HOSTILE], evaluators=["some"],
+        sources=["faithful"], model=HOSTILE, summary=HOSTILE, evaluators=["some"],
     )  # fmt: skip
     page = visit(write_report(folder), width=390).page
     page.evaluate("() => { window.hit = () => { window.wasHit = true; }; }")

@@ -16,7 +16,7 @@ HERE = {"engine": "server", "server_url": "http://a/v1"}
     ("options", "message"),
     [
         ({**HERE, "server_key_env": SECRET}, "no name of an environment variable"),
-        ({"engine": "server", "server_url": f"http://me:{SECRET}@a/v1"}, "holds more than an address"),
+        ({"engine": "server", "server_url": f"http://me:{SECRET}@a/v1"}, "an address with a password"),
         ({"engine": "server", "server_url": f"http://a/v1?key={SECRET}"}, "holds more than an address"),
         ({"engine": "server", "server_url": f"{SECRET}"}, "is no address"),
         ({"engine": "server"}, "engine server needs server_url"),
