@@ -17,7 +17,7 @@ from sae_faithful.metrics.typicality import LIMIT, TypicalityGap, beyond, typica
 from sae_faithful.progress import Progress
 from sae_faithful.run_folder import Step, cache_dir, write_json
 from sae_faithful.source_request import SourceRequest
-from sae_faithful.stored import read_json
+from sae_faithful.stored import blamed_on, read_json
 from sae_faithful.timings import begins, timed
 from sae_faithful.tokens import TokenSet
 
@@ -100,10 +100,11 @@ def prepare_text(planned: PlannedText, config: TextSettings, model: LanguageMode
 def open_text(folder: Path) -> Text:
     """What step 1 wrote, memory-mapped."""
     card = read_json(folder / CARD_FILE)
-    prompt_length = card["prompt_length"]
+    with blamed_on(folder / CARD_FILE):
+        name, prompt_length = str(card["name"]), int(card["prompt_length"])
     train = folder / TRAIN_FILE
     return Text(
-        name=card["name"],
+        name=name,
         train=TokenSet.open(train, prompt_length=prompt_length) if train.exists() else None,
         held_out=TokenSet.open(folder / HELD_OUT_FILE, prompt_length=prompt_length),
         card=card,

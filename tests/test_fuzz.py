@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-INPUTS = 2_000
+INPUTS = 1_000
 
 
 @pytest.mark.timeout(600)

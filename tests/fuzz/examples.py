@@ -30,7 +30,11 @@ def make_examples(folder: Path) -> None:
     results = folder / "run" / "results.jsonl"
     lines = results.read_text().splitlines(keepends=True)
     results.write_text(
-        "".join(line for i, line in enumerate(lines) if i % 12 == 0 or '"headline": true' in line)
+        "".join(
+            line
+            for i, line in enumerate(lines)
+            if i % 12 == 0 or '"headline": true' in line or '"typicality"' in line
+        )
     )
 
 

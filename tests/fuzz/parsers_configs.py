@@ -57,7 +57,7 @@ def of_config(examples: Path, sandbox: Path) -> list[Parser]:
 
     as_yaml = [yaml.safe_dump(one).encode() for one in (whole, small)]
     as_json = [json.dumps(one).encode() for one in (whole, small)]
-    runner = (next((examples / "run").rglob("runner_cfg.json"))).read_bytes()
+    runner = json.dumps(_of_saelens(), default=str).encode()
     overrides = [
         b"sae.k=3\nlr=1e-4",
         b"sources.own.n_tokens=4096",
@@ -84,6 +84,17 @@ def of_config(examples: Path, sandbox: Path) -> list[Parser]:
         Parser("--set", "text", overrides, override, 1, where),
         Parser("NAME={options}", "text", named, options, 1.5, where),
     ]
+
+
+def _of_saelens() -> dict[str, Any]:
+    """What SAELens writes of a config."""
+    from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TopKTrainingSAEConfig
+
+    sae = TopKTrainingSAEConfig(d_in=64, d_sae=96, k=8)
+    return LanguageModelSAERunnerConfig(
+        sae=sae, model_name="gpt2", hook_name="blocks.0.hook_resid_post", dataset_path="someone/texts",
+        logger=LoggingConfig(log_to_wandb=False),
+    ).to_dict()  # fmt: skip
 
 
 def _with(kind: Any, fields: dict[str, Any], **more: Any) -> Any:

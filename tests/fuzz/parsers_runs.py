@@ -93,7 +93,8 @@ def of_steps(run: Path) -> list[Parser]:
     text = run / "data/faithful"
     group = run / "wandb.json"
     group.write_text('{"group": "run-abc123"}\n')
-    one = Step("results/ood_score", {"seed": 7}, {"model": "x"})
+    made = json.loads(step.read_bytes())
+    one = Step("results/ood_score", made["settings"], made["inputs"])
     kept = run / "checkpoints" / "64"
     (kept / "sae").mkdir(parents=True)
     (kept / "sae" / "weights").write_bytes(b"weights")

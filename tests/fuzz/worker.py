@@ -62,8 +62,10 @@ def work(number: int, examples: Path, folder: Path, inputs: int, seed: int, only
 
     with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None), measure:
         known = [one for one in parsers(examples, sandbox) if only in one.name]
-        for one in known:  # what is imported on first use is none of an input's doing
-            _try(one, one.examples[0])
+        refused = [one.name for one in known if _try(one, one.examples[0]) is not None]
+        # Also so that what is imported on first use is none of an input's doing.
+        if refused:
+            raise AssertionError(f"these refuse their own examples, so that nothing is tried: {refused}")
         watch = Watch(sandbox)
         before = listing(outer, without=sandbox)
         total = sum(one.share for one in known)
