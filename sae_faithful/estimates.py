@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.costs import encoding, of_model, of_work, together, training
 from sae_faithful.data import RANDOM_ROW_TOKENS, RANDOM_ROWS, random_tokens_step
+from sae_faithful.faults import is_out_of_memory
 from sae_faithful.groups import groups_of
 from sae_faithful.interfaces import ModelUnreadable, RunError, UsageError, Work
 from sae_faithful.measured_rates import Rates, measure
@@ -120,14 +121,15 @@ def estimate(
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 unknown.append(f"times: the weights of {model.name} cannot be loaded: {reason}")
             else:
-                rates = measure(
-                    model,
-                    config,
-                    plan.saes if until != "data" else (),
-                    asked.trials,
-                    training=any(one.name.startswith("saes/") and not one.reused for one in steps),
-                    logits=True,
-                )
+                trains = any(one.name.startswith("saes/") and not one.reused for one in steps)
+                saes = plan.saes if until != "data" else ()
+                try:
+                    rates = measure(model, config, saes, asked.trials, training=trains, logits=True)
+                except Exception as error:
+                    # The run itself may still do: its batches can be made smaller.
+                    if not is_out_of_memory(error):
+                        raise
+                    unknown.append("times: out of memory while measuring them")
     return Estimate(steps, rates, needs, unknown)
 
 

@@ -84,6 +84,18 @@ def test_one_row_that_does_not_fit_is_one_line_and_leaves_what_was_finished(
     assert not list(output.glob("results/*/step.json"))
 
 
+def test_an_estimate_that_does_not_fit_stops_no_run(
+    tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_much(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("sae_faithful.estimates.measure", too_much)
+    caplog.set_level(logging.INFO, logger="sae_faithful")
+    assert run(ExperimentConfig.from_dict(tiny_config)).html_file.exists()
+    assert "times: out of memory while measuring them" in caplog.text
+
+
 def test_training_does_not_shrink_its_batches(
     tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
