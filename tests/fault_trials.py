@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from .run_files import comparable_files, first_difference
+from .small_run import SMALL_RUN
 
 EXIT_FINE, EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 LONGEST = 300.0
@@ -550,23 +551,11 @@ def make_model(folder: Path) -> None:
 def config_of(model: Path) -> dict[str, Any]:
     """A few seconds of work, with every kind of step."""
     return {
+        **SMALL_RUN,
         "model_name": str(model),
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "model.layers.0",
-        "context_size": 16,
         "training_tokens": 12_800,
-        "train_batch_size_tokens": 64,
-        "n_batches_in_buffer": 16,
-        "store_batch_size_prompts": 8,
         "n_checkpoints": 4,
-        "lr": 1e-3,
-        "seed": 7,
-        "sae": {"architecture": "topk", "d_in": 64, "d_sae": 96, "k": 8},
-        "logger": {"log_to_wandb": False},
-        "verbose": False,
-        "threads": 1,
         "sources": {"faithful": {"plugin": "self_generated", "n_tokens": 4_800, "batch_size": 32}},
-        "sae_seeds": [0, 1],
         "evaluators": ["shared_features", {"fake_features": {"n_tokens": 3_200}}, "reconstruction"],
         "typicality_tokens": 600,
     }

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from .run_files import comparable_files, first_difference
+from .small_run import SMALL_RUN
 
 KILLS = int(os.environ.get("KILLS", "4"))
 COMMAND = Path(sys.executable).with_name("sae-faithful")
@@ -23,22 +24,10 @@ COMMAND = Path(sys.executable).with_name("sae-faithful")
 @pytest.fixture(scope="module")
 def config_file(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config: dict[str, Any] = {
+        **SMALL_RUN,
         "model_name": tiny_llama,
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "model.layers.0",
-        "context_size": 16,
         "training_tokens": 20_000,
-        "train_batch_size_tokens": 64,
-        "n_batches_in_buffer": 16,
-        "store_batch_size_prompts": 8,
-        "lr": 1e-3,
-        "seed": 7,
-        "sae": {"architecture": "topk", "d_in": 64, "d_sae": 96, "k": 8},
-        "logger": {"log_to_wandb": False},
-        "verbose": False,
-        "threads": 1,
         "sources": {"faithful": {"plugin": "self_generated", "n_tokens": 6_400, "batch_size": 32}},
-        "sae_seeds": [0, 1],
         "evaluators": ["shared_features", {"fake_features": {"n_tokens": 4_000}}, "reconstruction"],
         "typicality_tokens": 1_000,
     }

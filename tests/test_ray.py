@@ -20,6 +20,7 @@ from sae_faithful.resources import Resources
 from sae_faithful.several_models import configs_of_models
 
 from .run_files import comparable_files, first_difference
+from .small_run import SMALL_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,25 +42,13 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def content(tiny_llama: str) -> dict[str, Any]:
     return {
+        **SMALL_RUN,
         "model_name": tiny_llama,
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "model.layers.0",
-        "context_size": 16,
         "training_tokens": 6_000,
-        "train_batch_size_tokens": 64,
-        "n_batches_in_buffer": 16,
-        "store_batch_size_prompts": 8,
-        "lr": 1e-3,
-        "seed": 7,
-        "sae": {"architecture": "topk", "d_in": 64, "d_sae": 96, "k": 8},
-        "logger": {"log_to_wandb": False},
-        "verbose": False,
-        "threads": 1,
         "sources": {
             "faithful": {"plugin": "self_generated", "n_tokens": 3_200, "batch_size": 32},
             "cooler": {"plugin": "self_generated", "temperature": 0.8, "batch_size": 32},
         },
-        "sae_seeds": [0, 1],
         "baselines": ["pca"],
         "evaluators": ["shared_features", "reconstruction"],
         "typicality_tokens": 400,
