@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
+from ...faulty_server import Fault, FaultyHandler, serving  # noqa: TID252 - tests are no package
 
 
 @pytest.fixture
@@ -21,21 +22,6 @@ def one_hot_model(one_hot_model: Any) -> Any:
 
     one_hot_model.__class__ = Bounded
     return one_hot_model
-
-
-@dataclass
-class Fault:
-    """What the server does in place of an answer."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
-    """Seconds before anything is sent."""
-    drip: float = 0.0
-    """Seconds between single bytes."""
-    cut: bool = False
-    """Send half of the answer and hang up."""
 
 
 @dataclass
@@ -64,9 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     state = Server()
     busy = 0
 
-    class Handler(BaseHTTPRequestHandler):
-        wbufsize = -1  # headers and body in one piece: the second would wait for the first one's receipt
-
+    class Handler(FaultyHandler):
         def do_POST(self) -> None:
             nonlocal busy
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -87,38 +71,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 busy -= 1  # before the client can know that this one is done
             self.reply(given, data)
 
-        def reply(self, given: Fault, data: bytes) -> None:
-            try:
-                self.send_response(given.status)
-                self.send_header("Content-Length", str(len(data)))
-                for name, value in given.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                for i in range(0, len(data), 1) if given.drip else ():
-                    self.wfile.write(data[i : i + 1])
-                    self.wfile.flush()
-                    time.sleep(given.drip)
-                if not given.drip:
-                    self.wfile.write(data[: len(data) // 2] if given.cut else data)
-            except OSError:
-                pass  # the client hung up
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.daemon_threads = True
-    state.url = f"http://127.0.0.1:{running.server_address[1]}/v1"
-    monkeypatch.setenv("OPENAI_BASE_URL", state.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield state
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Handler) as state.url:
+        monkeypatch.setenv("OPENAI_BASE_URL", state.url)
+        yield state
 
 
 @pytest.fixture(scope="session")

@@ -6,28 +6,17 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ...faulty_server import Fault, FaultyHandler, serving  # noqa: TID252 - tests are no package
+
 Body = dict[str, Any]
 SIGNATURES = json.loads((Path(__file__).parent / "vllm_signatures.json").read_text())
 """Names and defaults of a real vLLM's calls, by `vllm_signatures.py`."""
-
-
-@dataclass
-class Fault:
-    """What comes in place of a reply."""
-
-    status: int = 200
-    body: bytes = b"{}"
-    headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
-    cut: bool = False
-    """Half of the true reply."""
 
 
 @dataclass
@@ -96,12 +85,10 @@ class VllmServer:
         }  # fmt: skip
 
 
-def handler(state: VllmServer) -> type[BaseHTTPRequestHandler]:
+def handler(state: VllmServer) -> type[FaultyHandler]:
     busy = 0
 
-    class Handler(BaseHTTPRequestHandler):
-        wbufsize = -1
-
+    class Handler(FaultyHandler):
         def do_GET(self) -> None:
             with state.lock:
                 state.asked.append((self.path, None, dict(self.headers)))
@@ -133,25 +120,16 @@ def handler(state: VllmServer) -> type[BaseHTTPRequestHandler]:
                     fault = Fault(404, b'{"error": "no such model"}')
             given = fault or Fault()
             plain = fault is None or given.cut
-            data = json.dumps(state.change(body, state.complete(body))).encode() if plain else given.body
+            data = (
+                json.dumps(state.change(body, state.complete(body))).encode()
+                if plain
+                else given.body or b"{}"
+            )
             time.sleep(given.delay)
             with state.lock:
                 busy -= 1
-            self.reply(given, data[: len(data) // 2] if given.cut else data)
-
-        def reply(self, given: Fault, data: bytes) -> None:
-            try:
-                self.send_response(given.status)
-                self.send_header("Content-Length", str(len(data)))
-                for name, value in given.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-            except OSError:
-                pass  # the client hung up
-
-        def log_message(self, *args: Any) -> None:
-            pass
+            # A whole reply with half a JSON in it; a connection that breaks is the other server's fault.
+            self.reply(replace(given, cut=False), data[: len(data) // 2] if given.cut else data)
 
     return Handler
 
@@ -163,18 +141,11 @@ def vllm_server(llama: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmSer
     state.cards = [
         {"id": llama.name, "object": "model", "owned_by": "vllm", "root": llama.name, "max_model_len": 64}
     ]
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
-    running.daemon_threads = True
-    state.url = f"http://127.0.0.1:{running.server_address[1]}/v1"
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield state
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(handler(state)) as state.url:
+        yield state
 
 
 @pytest.fixture
