@@ -150,7 +150,15 @@ def _rows_adapter() -> Any:
 
 def reason_of(error: BaseException) -> str:
     """An error in a few words, on one line."""
-    text = " ".join(str(error).split())[:LONGEST_REASON]
+    from pydantic import ValidationError
+
+    text = str(error)
+    if isinstance(error, ValidationError):
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        text = "; ".join(
+            ": ".join(filter(None, [".".join(map(str, one["loc"])), one["msg"]])) for one in wrong
+        )
+    text = " ".join(text.split())[:LONGEST_REASON]
     # A KeyError's text is the key alone.
     return text if text and not isinstance(error, LookupError) else f"{type(error).__name__} {text}".strip()
 

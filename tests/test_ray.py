@@ -153,7 +153,8 @@ def test_killed_workers_cost_their_unit_and_change_nothing(
     heard = listen(kill)
     contents = made({**content, "ray": {"workers": 2}}, tmp_path, ray="local")
     assert set(killed) == {"shard", "saes"}
-    assert len(heard.processes) == 4
+    # Both killed, and who took their work over: one or two, since one that starts slowly may find nothing left.
+    assert 3 <= len(heard.processes) <= 4
     assert sum("is given to another" in line for line in heard.lines) == 2
     assert_same(contents, alone)
 

@@ -38,6 +38,11 @@ def folder(tmp_path: Path) -> Path:
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
     manifest = {
+        "model": "org/model@abc",
+        "versions": {},
+        "device": "cpu",
+        "threads": 1,
+        "summary": "",
         "sources": ["own", "news"],
         "own_text": ["own"],
         "baselines": {},

@@ -78,6 +78,7 @@ def generation(folder: Path, n: int) -> None:
 
     class Sampler:
         settings: ClassVar = {"model": "none"}
+        observed: ClassVar[dict[str, Any]] = {}
 
         def sample(self, number: int, seed: int) -> list[np.ndarray]:
             rng = np.random.default_rng(seed)

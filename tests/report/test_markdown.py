@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sae_faithful import EvalResult, UsageError
+from sae_faithful import EvalResult, RunError, UsageError
 from sae_faithful.report import render, terminal_table, write_report
 from sae_faithful.run_folder import RunFolder, write_json, write_text
 
@@ -253,3 +253,18 @@ def test_a_folder_without_a_finished_run_is_refused(report: Any, tmp_path: Path)
     with pytest.raises(UsageError, match=r"nowhere holds no finished run: there is no results\.jsonl"):
         report(RunFolder(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_manifest_without_what_every_run_has_is_told_field_by_field(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    kept = json.loads(folder.manifest_file.read_text())
+    write_json(
+        folder.manifest_file,
+        {"sources": "faithful", **{k: kept[k] for k in ("model", "versions", "device", "evaluators")}},
+    )
+    with pytest.raises(RunError, match=r"manifest\.json cannot be read: ") as error:
+        write_report(folder)
+    said = str(error.value)
+    assert "threads: Field required; summary: Field required; sources: Input should be a valid list" in said
+    assert "\n" not in said
+    assert "pydantic" not in said
