@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-METRICS, PLUGINS, RESULTS = (ROOT / "docs" / f"{page}.md" for page in ("metrics", "plugins", "results"))
+METRICS, PLUGINS, RUN_FOLDER = (ROOT / "docs" / f"{page}.md" for page in ("metrics", "plugins", "run_folder"))
 MODEL = "HuggingFaceTB/SmolLM2-135M"
 WIDTH, LAYERS = 64, 4
 SMALLER = {
@@ -169,7 +169,7 @@ def test_pages_with_python_are_the_ones_we_think() -> None:
         "README",
         "architectures",
         "plugins",
-        "results",
+        "run_folder",
         "saelens",
     ]
 
@@ -195,7 +195,7 @@ def readme_outcome(names: dict[str, Any], workplace: Path) -> None:
     assert list(workplace.glob("runs/one_sae/**/sae_weights.safetensors"))
 
 
-def results_outcome(names: dict[str, Any], workplace: Path) -> None:
+def run_folder_outcome(names: dict[str, Any], workplace: Path) -> None:
     # Two seeds on one text: one row a source.
     assert list(names["per_source"]["n"]) == [2]
     assert len(names["features"]) == 2 * 96
@@ -245,7 +245,7 @@ OUTCOMES = {
     "README": readme_outcome,
     "architectures": architectures_outcome,
     "plugins": plugins_outcome,
-    "results": results_outcome,
+    "run_folder": run_folder_outcome,
     "saelens": saelens_outcome,
 }
 
@@ -349,7 +349,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_field_of_a_row_is_documented() -> None:
-    documented = [name for row in table_rows(section(RESULTS, "Rows")) for name in first_words(row[0])]
+    documented = [name for row in table_rows(section(RUN_FOLDER, "Rows")) for name in first_words(row[0])]
     assert sorted(documented) == sorted(entry.name for entry in dataclasses.fields(EvalResult))
 
 
