@@ -158,6 +158,19 @@ def patching(folder: Path, n: int) -> None:
     evaluator("ioi_patching", lambda _: options, n_text=20_000)(folder, n)
 
 
+def probes(folder: Path, n: int) -> None:
+    """`probing` on a table of random sentences of twenty words, of which the default budget is taken."""
+    rng, path = np.random.default_rng(0), folder / "task.csv"
+    with path.open("w", encoding="utf-8") as file:
+        file.write("text,label\n")
+        for label in np.tile([0, 1], n // 40):
+            # The second class likes the later words, so that there is something to read.
+            low = 4 if label == 0 else VOCAB // 8
+            file.write(f"{_words(rng.integers(low, VOCAB, size=20))},{label}\n")
+    options = {"tasks": [{"table": {"path": str(path)}}], "sparse_k": [1, 4], "cs": [0.01]}
+    evaluator("probing", lambda _: options, n_text=20_000)(folder, n)
+
+
 def _words(tokens: np.ndarray) -> str:
     return " ".join(f"w{token}" for token in tokens)
 
@@ -201,6 +214,10 @@ CASES = {
         60_000,
         "1,000 vectors",
     ),
+    "ood_score_long": Case(
+        evaluator("ood_score", lambda _: {"n_vectors": 1_000}), 1_000_000, "`ood_score`, the text alone grows"
+    ),
+    "probing": Case(probes, 200_000, "the table; the default 2,000 examples of it"),
     "polysemanticity": Case(evaluator("polysemanticity", lambda n: {"n_tokens": n}), 60_000),
     "case_studies": Case(
         evaluator(
@@ -212,6 +229,11 @@ CASES = {
         evaluator("autointerp", lambda n: {"n_fragments": n // 80, "fragment_tokens": 16, "n_features": 10}),
         80_000,
         "look-up of tokens",
+    ),
+    "autointerp_long": Case(
+        evaluator("autointerp", lambda _: {"n_fragments": 1_000, "fragment_tokens": 16, "n_features": 10}),
+        2_000_000,
+        "`autointerp`, the text alone grows",
     ),
     "top_contexts": Case(evaluator("top_contexts", lambda _: {}), 60_000),
     "ioi_patching": Case(patching, 3_200, "in pairs of 16 tokens"),

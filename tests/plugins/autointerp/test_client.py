@@ -64,12 +64,12 @@ def test_nothing_is_lost_and_nothing_asked_twice_whatever_the_server_does(
     faults = [
         make_fault(status=429, headers={"Retry-After": "0.02"}, body=b"{}"), make_fault(status=500, body=b"oops"),
         make_fault(status=503, body=b"{}"), make_fault(cut=True), make_fault(body=b"<html>"),
-        make_fault(delay=1.5), make_fault(drip=0.05), make_fault(body=b'{"choices": []}'), make_fault(body=b"[3]"),
+        make_fault(delay=2.5), make_fault(drip=0.1), make_fault(body=b'{"choices": []}'), make_fault(body=b"[3]"),
         make_fault(status=408, body=b"{}"),
     ]  # fmt: skip
     # Question i meets fault i at the first try, and the next one at the second.
     repeats.fault = lambda path, body, seen: faults[(said(body) + seen) % 10] if seen < 2 else None
-    client = make_client(timeout=1.0, concurrency=10)
+    client = make_client(timeout=2.0, concurrency=10)
     assert client.answer(questions(20)) == [str(i) for i in range(20)]
     counts = Counter(repeats.answered)
     # Twenty whole answers, one for each.
@@ -228,10 +228,10 @@ def test_without_a_key_none_is_sent(
 
 
 def test_no_faster_than_the_rate(repeats: Any, make_client: Callable[..., Client]) -> None:
+    begun = time.monotonic()
     make_client(requests_per_minute=1_200, concurrency=8).answer(questions(6))
-    starts = sorted(at for _, _, at, _ in repeats.requests)
-    # 20 a second: five intervals of .05.
-    assert starts[-1] - starts[0] > 0.2
+    # 20 a second: the last of six is asked five intervals of .05 after the first, however busy the machine is.
+    assert max(at for _, _, at, _ in repeats.requests) - begun > 0.25
 
 
 def test_retry_after_holds_all_requests(
