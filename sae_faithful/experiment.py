@@ -28,6 +28,7 @@ from sae_faithful.run_folder import RunFolder, write_aside, write_json, write_te
 from sae_faithful.stand_ins import UnreadableModel
 from sae_faithful.steps import training_inputs
 from sae_faithful.timings import REPORT, begins, timed
+from sae_faithful.training import resumed_inexactly
 from sae_faithful.trust import remote_code_of
 from sae_faithful.units import (
     Experiment,
@@ -296,6 +297,7 @@ def _write_record(
         **environment(model),
         **machine,
         "remote_code": remote_code_of(config),
+        "resumed_inexactly": resumed_inexactly(folder),
         "summary": _summary(config),
         "sources": [text.name for text in plan.sources],
         "own_text": [text.name for text in plan.sources if texts[text.name].card["made"].get("own_text")],

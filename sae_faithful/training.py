@@ -86,70 +86,109 @@ def train_source(
     groups = groups_of(missing, config, model)
     for line in groups.lines:
         log.info("saes/%s: %s", source, line)
+    task = _Task(source, config, model, folder, inputs, tokens, dataset_path, watch)
     for group in groups.groups:
         # Named by what is in it: after an interruption there are fewer groups, and a checkpoint must be found again.
         names = [sae.name for sae in group]
         part = source if len(group) == len(saes) else f"{source}-group-{hash_settings({'saes': names})[:8]}"
-        _train_group(source, part, group, config, model, folder, inputs, tokens, dataset_path, watch)
+        task.train(group, part)
         # SAELens's objects refer to each other: without this the next group would come on top of them.
         gc.collect()
 
 
-def _train_group(
-    source: str,
-    part: str,
-    saes: Sequence[PlannedSAE],
-    config: ExperimentConfig,
-    model: LanguageModel,
-    folder: RunFolder,
-    inputs: Mapping[str, Any],
-    tokens: TokenSet | None,
-    dataset_path: str,
-    watch: Watch | None,
-) -> None:
-    """As `train_source`, SAEs that are trained together; `part` names them in W&B and among the checkpoints."""
-    begins(f"saes/{source}", f"training {len(saes)} SAEs on {config.training_tokens:,} tokens")
-    partial = folder.root / "saes" / source / f"{PARTIAL_PREFIX}training"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    dataset = tokens.for_saelens() if tokens is not None else None
-    with misleading_warnings_silenced():
-        modules = initialise(saes)
-        for sae in saes:
-            mark_random_init(modules[sae.name], model)
-            guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
-        if len(saes) == 1:
-            runner = _single_runner(
-                saes[0], modules[saes[0].name], config, model, dataset, partial, dataset_path
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What the groups of one source's SAEs have in common: the arguments of `train_source`."""
+
+    source: str
+    config: ExperimentConfig
+    model: LanguageModel
+    folder: RunFolder
+    inputs: Mapping[str, Any]
+    tokens: TokenSet | None
+    dataset_path: str
+    watch: Watch | None
+
+    def train(self, saes: Sequence[PlannedSAE], part: str) -> None:
+        """Train `saes` together; `part` names them in W&B and among the checkpoints."""
+        source, config = self.source, self.config
+        begins(f"saes/{source}", f"training {len(saes)} SAEs on {config.training_tokens:,} tokens")
+        partial = self.folder.root / "saes" / source / f"{PARTIAL_PREFIX}training"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with misleading_warnings_silenced():
+            modules = initialise(saes)
+            for sae in saes:
+                mark_random_init(modules[sae.name], self.model)
+                guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
+            runner = self._runner(saes, modules, partial)
+            _name_run(runner.cfg, part, config, self.folder)
+            choose_adam(runner, fused=config.fused_adam)
+            monitors = (
+                None if self.watch is None else Monitors(self.watch, source, {sae.name: sae for sae in saes})
             )
-        else:
-            runner = _multi_runner(saes, modules, config, model, dataset, partial, dataset_path)
-        _name_run(runner.cfg, part, config, folder)
-        choose_adam(runner, fused=config.fused_adam)
-        monitors = None if watch is None else Monitors(watch, source, {sae.name: sae for sae in saes})
-        training = CheckpointedTraining(
-            runner,
-            _checkpoints(source, part, saes, config, folder, inputs, monitors)
-            if config.n_checkpoints
-            else None,
-            # As where one SAE of the plan estimates a norm from the first batches that all share.
-            skipped_batches=config.n_batches_for_norm_estimate
-            if inputs.get("estimates_norm") and not any(estimates_norm(sae) for sae in saes)
-            else 0,
-        )
-        with contextlib.ExitStack() as stack:
-            if config.logger.log_to_wandb:
-                stack.enter_context(_logged(runner, source, part, _trained(runner, saes), folder))
-            if monitors is not None:
-                stack.enter_context(monitors.attached_to(runner))
-            stack.enter_context(bars_as_ours(f"training {source}"))
-            stack.enter_context(timed(f"saes/{source}"))
-            stack.enter_context(out_of_memory_named(f"training SAEs on {source}", LESS_MEMORY))
-            run_seeded(runner, config.seed)
-    if monitors is not None:
-        monitors.report_cost()
-        monitors.write(folder.monitors_dir)
-    _keep(partial, saes, source, folder, inputs, [] if config.exact_resume else training.resumed_at)
+            training = CheckpointedTraining(
+                runner,
+                self._checkpoints(saes, part, monitors) if config.n_checkpoints else None,
+                # As where one SAE of the plan estimates a norm from the first batches that all share.
+                skipped_batches=config.n_batches_for_norm_estimate
+                if self.inputs.get("estimates_norm") and not any(estimates_norm(sae) for sae in saes)
+                else 0,
+            )
+            with contextlib.ExitStack() as stack:
+                if config.logger.log_to_wandb:
+                    stack.enter_context(_logged(runner, source, part, _trained(runner, saes), self.folder))
+                if monitors is not None:
+                    stack.enter_context(monitors.attached_to(runner))
+                stack.enter_context(bars_as_ours(f"training {source}"))
+                stack.enter_context(timed(f"saes/{source}"))
+                stack.enter_context(out_of_memory_named(f"training SAEs on {source}", LESS_MEMORY))
+                run_seeded(runner, config.seed)
+        if monitors is not None:
+            monitors.report_cost()
+            monitors.write(self.folder.monitors_dir)
+        self._keep(partial, saes, [] if config.exact_resume else training.resumed_at)
+
+    def _runner(self, saes: Sequence[PlannedSAE], modules: dict[str, Any], output: Path) -> Any:
+        """SAELens's, for one SAE or for several."""
+        dataset = self.tokens.for_saelens() if self.tokens is not None else None
+        made = (self.config, self.model, dataset, output, self.dataset_path)
+        if len(saes) == 1:
+            return _single_runner(saes[0], modules[saes[0].name], *made)
+        return _multi_runner(saes, modules, *made)
+
+    def _checkpoints(self, saes: Sequence[PlannedSAE], part: str, monitors: Monitors | None) -> Checkpoints:
+        """Those of these SAEs, trained as they would be now."""
+        import torch
+        from sae_lens import __version__ as sae_lens_version
+
+        made_with = {
+            "saes": {sae.name: sae.step(self.source, self.inputs).hash for sae in saes},
+            "threads": torch.get_num_threads(),
+            "device": str(self.config.device),
+            "torch": torch.__version__,
+            "sae-lens": sae_lens_version,
+        }
+        folder = self.folder.checkpoints_dir / part
+        return Checkpoints(folder, made_with, exact=self.config.exact_resume, beside=monitors)
+
+    def _keep(self, partial: Path, saes: Sequence[PlannedSAE], resumed_at: Sequence[int]) -> None:
+        """Move every trained SAE to its place; each move is whole."""
+        shared = partial / "runner_cfg.json"
+        for sae in saes:
+            trained = partial / sae.name
+            if shared.exists():
+                shutil.copy(shared, trained)
+            if resumed_at:
+                write_json(trained / RESUMED_FILE, {"exact": False, "after_tokens": list(resumed_at)})
+            self.folder.adopt(trained, sae.step(self.source, self.inputs))
+        shutil.rmtree(partial)
+
+
+def resumed_inexactly(folder: RunFolder) -> dict[str, list[int]]:
+    """SAEs of a run, by their path in it, that went on from a checkpoint without replay: after how many tokens each."""
+    found = {path.parent: read_json(path) for path in folder.root.glob(f"saes/*/*/*/*/{RESUMED_FILE}")}
+    return {path.relative_to(folder.root).as_posix(): found[path]["after_tokens"] for path in sorted(found)}
 
 
 def initialise(saes: Sequence[PlannedSAE]) -> dict[str, Any]:
@@ -298,40 +337,6 @@ def _name_run(cfg: Any, part: str, config: ExperimentConfig, folder: RunFolder) 
         logger.wandb_id = f"{logger.wandb_id}-{part}"
     # SAELens appended a random id; without checkpoints to write, an interruption must not write one either.
     cfg.checkpoint_path = str(folder.checkpoints_dir / part) if config.n_checkpoints else None
-
-
-def _checkpoints(
-    source: str, part: str, saes: Sequence[PlannedSAE], config: ExperimentConfig, folder: RunFolder,
-    inputs: Mapping[str, Any], monitors: Monitors | None,
-) -> Checkpoints:  # fmt: skip
-    """Those of these SAEs, trained as they would be now."""
-    import torch
-    from sae_lens import __version__ as sae_lens_version
-
-    made_with = {
-        "saes": {sae.name: sae.step(source, inputs).hash for sae in saes},
-        "threads": torch.get_num_threads(),
-        "device": str(config.device),
-        "torch": torch.__version__,
-        "sae-lens": sae_lens_version,
-    }
-    return Checkpoints(folder.checkpoints_dir / part, made_with, exact=config.exact_resume, beside=monitors)
-
-
-def _keep(
-    partial: Path, saes: Sequence[PlannedSAE], source: str, folder: RunFolder, inputs: Mapping[str, Any],
-    resumed_at: Sequence[int],
-) -> None:  # fmt: skip
-    """Move every trained SAE to its place; each move is whole."""
-    shared = partial / "runner_cfg.json"
-    for sae in saes:
-        trained = partial / sae.name
-        if shared.exists():
-            shutil.copy(shared, trained)
-        if resumed_at:
-            write_json(trained / RESUMED_FILE, {"exact": False, "after_tokens": list(resumed_at)})
-        folder.adopt(trained, sae.step(source, inputs))
-    shutil.rmtree(partial)
 
 
 @contextlib.contextmanager

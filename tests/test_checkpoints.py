@@ -272,6 +272,11 @@ def test_the_inexact_kind_is_asked_for_and_says_so(interrupted: ExperimentConfig
     for seed in (0, 1):
         folder = tmp_path / "run" / "saes" / Path(*PLACE) / f"seed{seed}"
         assert json.loads((folder / "resumed.json").read_text()) == {"exact": False, "after_tokens": [832]}
+    done = run(interrupted, output=tmp_path / "run")
+    marked = {f"saes/{Path(*PLACE).as_posix()}/seed{seed}": [832] for seed in (0, 1)}
+    assert json.loads(done.manifest_file.read_text())["resumed_inexactly"] == marked
+    (line,) = [line for line in done.report_file.read_text().splitlines() if "Training was resumed" in line]
+    assert f"{Path(*PLACE).as_posix()}/seed1 after 832 tokens" in line
     run(interrupted, output=tmp_path / "undisturbed", until="saes")
     assert not list((tmp_path / "undisturbed").rglob("resumed.json"))
     with pytest.raises(AssertionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.monitoring import monitor_lines
+from sae_faithful.report.provenance import resumed
 from sae_faithful.report.rows import rows_of
 from sae_faithful.report.run_data import read_manifest
 from sae_faithful.report.tables import Notes, difference_text, markdown_table, noted, value_text
@@ -34,6 +35,7 @@ def render(folder: RunFolder) -> str:
         f"# {manifest['model'].partition('@')[0]}: SAEs on {_and(manifest['sources'])}",
         _what_was_run(manifest),
         *(f"**{line}.**" for line in manifest.get("remote_code", ())),
+        *(f"**Training was resumed {line}.**" for line in [resumed(manifest)] if line),
         "## Verdicts",
         *_verdicts(judge(rows, manifest), manifest, table=True),
         "## Is the text the model's own?",

@@ -74,10 +74,26 @@ def _facts(manifest: Row) -> dict[str, str]:
         "Baselines": "; ".join(baselines),
         "Evaluators": ", ".join(manifest["evaluators"]),
         "Not only data": "; ".join(manifest.get("remote_code", ())),
+        "Resumed": resumed(manifest),
         "Machine": ", ".join(str(part) for part in machine if part) + f", {manifest['threads']} threads",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def resumed(manifest: Row) -> str:
+    """Which SAEs are not those of an undisturbed training, in one sentence; empty where all are."""
+    marked: dict[str, list[int]] = manifest.get("resumed_inexactly", {})
+    named = [f"{path.removeprefix('saes/')} after {_and_tokens(tokens)}" for path, tokens in marked.items()]
+    return (
+        f"not exactly (`exact_resume: false`), so with other weights than an undisturbed training's: {'; '.join(named)}"
+        if named
+        else ""
+    )
+
+
+def _and_tokens(numbers: list[int]) -> str:
+    return " and ".join(f"{number:,}" for number in numbers) + " tokens"
 
 
 def _options(options: Row) -> list[str]:

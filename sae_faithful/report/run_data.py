@@ -147,6 +147,7 @@ def _manifest_adapter() -> TypeAdapter[Any]:
     maybe: dict[str, Any] = {
         "own_text": list[str], "remote_code": list[str], "datasets": list[str], "baselines": dict[str, dict[str, Any]],
         "processor": str | None, "gpu": str | None, "machine": str | None, "python": str | None,
+        "resumed_inexactly": dict[str, list[int]],
     }  # fmt: skip
     fields: dict[str, Any] = {name: NotRequired[kind] for name, kind in maybe.items()} | everywhere
     return TypeAdapter(TypedDict("Manifest", fields))  # pyright: ignore[reportArgumentType] (made at run time)

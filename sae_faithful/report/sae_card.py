@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_faithful.interfaces import UsageError
 from sae_faithful.registry import unknown
+from sae_faithful.report.provenance import resumed
 from sae_faithful.report.tables import Notes, markdown_table, noted, value_text
 from sae_faithful.stored import read_json
 
@@ -128,6 +129,7 @@ def sae_card(
         "## Load",
         f'```python\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("{repository}", "{saes[0].name}")\n```',
         _sae_table(run, saes),
+        _resumed(run, saes),
         "## Trained on",
         _text_table(run, names),
         GAP_MEASURED,
@@ -141,6 +143,14 @@ def sae_card(
         _config(run),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _resumed(run: RunData, saes: Sequence[StoredSAE]) -> str:
+    """A warning where a training went on inexactly; empty where none did."""
+    marked = run.manifest.get("resumed_inexactly", {})
+    mine = {path: marked[path] for path in (f"saes/{sae.name}" for sae in saes) if path in marked}
+    said = resumed({"resumed_inexactly": mine})
+    return f"**Training was resumed {said}.**" if said else ""
 
 
 def _header(base_model: str | None, licence: str | None) -> str:
