@@ -43,6 +43,9 @@ class SelfGenerated:
     """Another model's name, to train on text a different model wrote; it must have the same vocabulary."""
     max_new_tokens: int | None = None
     """Longest sample; default: what fits a row after the prompt."""
+    shuffle_sentences: bool = False
+    """Put the sentences of each sample in another order, ids as they were drawn, from the same shards: a control, which
+    is not the model's own text."""
     batch_size: int | Literal["auto"] = "auto"
     """Samples drawn at once, one shard; `auto` measures a few sizes and takes the one that has `n_tokens`
     soonest: a shard is drawn whole."""
@@ -84,6 +87,8 @@ class SelfGenerated:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} {value} is not positive")
+        if self.shuffle_sentences and self.max_new_tokens == 1:
+            raise ValueError("shuffle_sentences of samples of one token (max_new_tokens 1)")
         check_engine_options(self)
 
     def work(self, request: SourceRequest) -> Work:
@@ -104,20 +109,27 @@ class SelfGenerated:
 
     def load(self, request: SourceRequest) -> TokenSet:
         """Sample shards until they fill the request, or take them from the cache."""
+        from sae_faithful_plugins.self_generated.sentences import SentenceShuffler
+
         shards = self.shards(request)
         sampler = shards.sampler
         card = {
             **shards.settings,
             "resolved_options": {"batch_size": shards.batch_size},
-            "own_text": self.generator is None,
+            "own_text": self.generator is None and not self.shuffle_sentences,
         }
+        shuffler = SentenceShuffler(sampler, request.seed) if self.shuffle_sentences else None
+        documents = shards.documents(request.n_tokens)
         try:
             tokens = request.pack(
-                shards.documents(request.n_tokens), card=card, prompt_length=len(sampler.prompt_ids)
+                documents if shuffler is None else shuffler.shuffled(documents),
+                card=card,
+                prompt_length=len(sampler.prompt_ids),
             )
         finally:
             sampler.close()
-        return replace(tokens, card={**tokens.card, "engine": shards.engine})
+        shuffled = {} if shuffler is None else {"shuffled_sentences": shuffler.card}
+        return replace(tokens, card={**tokens.card, **shuffled, "engine": shards.engine})
 
     def pieces(self, request: SourceRequest) -> ShardPieces:
         """The shards, for several processes to draw."""
