@@ -25,41 +25,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sparse_providers import (
+from measuring import Clock, Row, bytes_of, first_line, interleaved, machine, peak_bytes, show, summary
+from saelens_trainers import (
     BATCHTOPK,
-    DECODERS,
-    DENSE,
-    SETS,
     SPARSE_BATCHTOPK,
     SPARSE_TOPK,
     SPARSE_TOPK_FUSED,
     TOPK,
     TOPK_COO,
-    Clock,
-    Decoder,
-    Planted,
-    Row,
-    Shape,
     Training,
-    bytes_of,
-    case,
     coo_with_rescaling,
-    decoded,
-    decoded_in_float64,
-    first_line,
-    interleaved,
-    machine,
     output_and_gradients,
-    peak_bytes,
-    planted,
-    relative_errors,
     saelens_missing,
     set_dead,
-    show,
-    summary,
     trainer,
-    worst,
 )
+from sparse_inputs import SETS, Planted, Shape, case, planted
+from sparse_providers import DECODERS, DENSE, Decoder, decoded, decoded_in_float64, relative_errors, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable
