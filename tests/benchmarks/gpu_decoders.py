@@ -3,84 +3,32 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measuring import Row, bytes_of, first_line, interleaved, peak_bytes, show, summary
+from gpu_bench import Bench
+from gpu_profile import heaviest
+from measuring import Row, bytes_of, first_line, interleaved, peak_bytes, summary
 from sparse_inputs import LAWS, SETS, Case, Shape, case, indices_by
-from sparse_providers import DECODERS, Decoder, decoded, decoded_in_float64, dense, relative_errors, worst
+from sparse_providers import (
+    DECODERS,
+    Decoder,
+    decoded,
+    decoded_in_float64,
+    dense,
+    relative_errors,
+    worst,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from gpu_bench import Bench
 
 ERROR_LIMITS = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 5e-4}
 
 OURS = next(decoder for decoder in DECODERS if decoder.name == "ours")
 
 DENSE_AUTOCAST = next(decoder for decoder in DECODERS if decoder.name == "dense autocast")
-
-
-def check_small_cases(bench: Bench) -> None:
-    """Ours against float64 at odd sizes, in all dtypes, and where rows are empty, doubled, single or expanded."""
-    shape = Shape(37, 83, 1003, 5)
-    n, _, s, k = shape
-    usual = indices_by("uniform", shape, bench.device, 0)
-    with_empty = usual.masked_fill(torch.rand(n, k, device=bench.device) < 0.3, -1)
-    kinds = {
-        "uniform": usual,
-        "8 hot": indices_by("8 hot", shape, bench.device, 0),
-        "one latent only": torch.zeros_like(usual),
-        "doubled": usual[:, :1].expand(n, k).contiguous(),
-        "empty slots": with_empty,
-        "all slots empty": torch.full_like(usual, -1),
-        "N=1": usual[:1],
-        "N=0": usual[:0],
-        "k=0": usual[:, :0],
-        "last latent": torch.full_like(usual, s - 1),
-    }
-    for dtype, limit in ERROR_LIMITS.items():
-        for kind, indices in kinds.items():
-            check(bench, f"{kind}, {dtype}", case(shape, indices, dtype, 0), limit)
-        one = case(shape, usual, dtype, 0)
-        expanded = one.grad[:1, :1].expand_as(one.grad)
-        check(bench, f"expanded gradient, {dtype}", replace(one, grad=expanded), limit)
-
-
-def check(bench: Bench, name: str, one: Case, limit: float) -> None:
-    """One comparison of ours with float64."""
-    try:
-        error = worst(relative_errors(decoded(OURS, one)[0], decoded_in_float64(one)))
-        row = {"check": name, "error": error, "limit": limit, "passed": error <= limit}
-    except Exception as error:
-        row = {"check": name, "error": first_line(error), "passed": False}
-    bench.checks.append(row)
-    if not row["passed"]:
-        show(f"FAILED {row}")
-
-
-def check_repeats(bench: Bench, name: str, law: str) -> None:
-    """Whether 20 repeats give the same bits."""
-    shape = bench.shape(name)
-    one = case(shape, indices_by(law, shape, bench.device, 0), torch.float32, 0)
-    for decoder in DECODERS:
-        if decoder.name not in ("ours", "F.embedding_bag", "sparsify"):
-            continue
-        row: Row = {"check": f"20 repeats bitwise equal: {decoder.name}, {name}, {law}"}
-        try:
-            first = decoded(decoder, one)[0]
-            row["equal"] = all(
-                torch.equal(a, b) for _ in range(19) for a, b in zip(first, decoded(decoder, one)[0], strict=True)
-            )  # fmt: skip
-        except Exception as error:
-            row["error"] = first_line(error)
-        # Only ours promises it.
-        row["passed"] = row.get("equal", False) if decoder is OURS else None
-        bench.checks.append(row)
-        show(f"{row['check']}: {row.get('equal', row.get('error'))}")
 
 
 def measure_decoders(
@@ -107,7 +55,10 @@ def measure_decoders(
             "level": "decode", "shape": name, "law": law, "dtype": str(dtype), "provider": decoder.name,
         }  # fmt: skip
         try:
-            row["error"] = worst(relative_errors(decoded(decoder, cases[0])[0], wanted))
+            found = decoded(decoder, cases[0])[0]
+            row["output"] = str(found[0].dtype)
+            row["error"] = worst(relative_errors(found, wanted))
+            del found
             memory = peak_bytes(partial(decoded, decoder, cases[0]), bench.device)
             one = cases[0]
             row["memory_mb"] = (memory - bytes_of([one.values, one.weight, one.bias])) / 1e6
@@ -123,6 +74,9 @@ def measure_decoders(
         rows[kind] |= of_passes(bench, shape, cases[0], found)
     for row in rows.values():
         bench.add(row)
+    if OURS.name in calls:
+        name_of = f"decode {name}, {law}, {str(dtype).removeprefix('torch.')}"
+        bench.profiles[name_of] = heaviest(partial(run, OURS, 0), bench.device)
 
 
 def measure_laws(bench: Bench, name: str) -> None:
@@ -143,6 +97,7 @@ def measure_laws(bench: Bench, name: str) -> None:
             {"level": "laws", "shape": name, "law": law, "dtype": "torch.float32", "provider": "ours", "error": error}
         )  # fmt: skip
     marks = interleaved({law: partial(run, law) for law in LAWS}, bench.rounds_for)
+    bench.profiles[f"decode {name}, 8 hot, float32"] = heaviest(partial(run, "8 hot", 0), bench.device)
     for row in rows:
         law = row["law"]
         bench.add(row | of_passes(bench, shape, cases[law][0], marks[law]))
@@ -157,10 +112,19 @@ def of_passes(bench: Bench, shape: Shape, one: Case, marks: Sequence[Sequence[An
     """Times of forward, backward and both, and the forward's rate."""
     forward = statistics.median(bench.clock.ms(of[0], of[1]) for of in marks)
     backward = statistics.median(bench.clock.ms(of[1], of[2]) for of in marks)
+    size = one.weight.element_size()
     # What a forward reads and writes if no row of the weight is read from a cache.
-    moved = shape.n * shape.d * (shape.k + 1) * one.weight.element_size()
+    gathered = shape.n * shape.d * (shape.k + 1) * size
+    # What both passes must: the rows of the weight that are used, twice; indices and values, twice; the output and
+    # its gradient; every row of the weight's gradient; the values' gradient.
+    used = int(one.indices.unique().numel()) * shape.d * size
+    entries = one.indices.numel() * (4 + one.values.element_size())
+    compulsory = 2 * used + 2 * entries + bytes_of([one.grad, one.grad, one.weight, one.values])
     both = summary([bench.clock.ms(of[0], of[2]) for of in marks], None)
-    return both | {"forward_ms": forward, "backward_ms": backward, "forward_gb_s": moved / forward / 1e6}
+    return both | {
+        "forward_ms": forward, "backward_ms": backward,
+        "forward_gb_s": gathered / forward / 1e6, "gb_s": compulsory / both["ms"] / 1e6,
+    }  # fmt: skip
 
 
 @cache

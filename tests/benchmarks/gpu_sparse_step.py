@@ -6,11 +6,15 @@
 Needs torch and Triton alone. Full steps need SAELens and this package installed as well; what is not there is named
 in the table. The most important jobs come first; those that no time is left for (`--minutes`) are named.
 
+- checks: ours against float64 at odd sizes and at every shape, dtype and law of indices, before anything is timed;
+  20 repeats bit by bit. The exit code is 1 if one fails.
 - decode: output and gradients for given indices, every provider once a round; forward and backward in one call
   between CUDA events. Each call takes another of four inputs. Errors are against float64: the worst of output and
-  gradients. Memory is the peak beyond what was there before and beyond the gradients.
+  gradients. GB/s are of the bytes that both passes cannot do without. Memory is the peak beyond what was there
+  before and beyond the gradients.
 - model: SAELens's loss and its gradients in plain torch against ours, without optimizer. Needs no SAELens.
 - step: SAELens's `SAETrainer.step`, without and with 5 % dead latents.
+- goals: met or missed, and for a missed one what ours spends the device's time on, from a profile in the same run.
 """
 
 from __future__ import annotations
@@ -23,11 +27,10 @@ from pathlib import Path
 
 import torch
 from gpu_bench import SHAPES, VARIANTS_OF_B, Bench, Job, line_of, measure_ceilings, run_jobs
+from gpu_checks import check_repeats, check_shapes, check_small_cases
 from gpu_decoders import (
     DENSE_AUTOCAST,
     OURS,
-    check_repeats,
-    check_small_cases,
     compiled_dense,
     measure_decoders,
     measure_laws,
@@ -70,11 +73,16 @@ def jobs(bench: Bench) -> list[Job]:
     big_first = ("B", "C", "A")
     found = [
         Job("checks at small sizes", partial(check_small_cases, bench)),
+        Job("checks at every shape and dtype", partial(check_shapes, bench)),
+        *(
+            Job(f"repeats {name}, {law}", partial(check_repeats, bench, name, law))
+            for name in big_first
+            for law in LAWS
+        ),
         Job("ceilings", partial(measure_ceilings, bench)),
         *(decode(bench, name) for name in big_first),
         *(whole_step(bench, name, precision) for precision in ("autocast", "fp32") for name in big_first),
         *(Job(f"laws {name}", partial(measure_laws, bench, name)) for name in big_first),
-        *(Job(f"repeats, {law}", partial(check_repeats, bench, "A", law)) for law in LAWS),
         *(decode(bench, name, dtype=torch.bfloat16) for name in big_first),
         *(whole_step(bench, name, "tf32") for name in big_first),
     ]
@@ -86,6 +94,7 @@ def jobs(bench: Bench) -> list[Job]:
         ]
     found += [decode(bench, name) for name in VARIANTS_OF_B]
     found += [decode(bench, "B", law) for law in LAWS if law != "uniform"]
+    found += [decode(bench, name, dtype=torch.bfloat16) for name in VARIANTS_OF_B]
     # Compiling takes long, so that a run that it breaks off has the rest.
     compiled = Decoder("dense autocast, compiled", "", lambda *inputs: compiled_dense()(*inputs), "autocast")
     of_decoders = partial(measure_decoders, bench, "B", decoders=[DENSE_AUTOCAST, compiled, OURS])
@@ -113,7 +122,9 @@ def show_results(bench: Bench) -> None:
         show(f"skipped: {name}")
     for row in (goal.verdict(bench) for goal in goals()):
         reached = "" if row["value"] is None else f" ({row['value']:.3g})"
-        show(f"goal {row['limit']:g}: {row['goal']}: {row['verdict']}{reached}")
+        why = f"; {row['reason']}" if "reason" in row else ""
+        sign = "≤" if row["at_most"] else "≥"
+        show(f"goal {sign} {row['limit']:g}: {row['goal']}: {row['verdict']}{reached}{why}")
 
 
 def main() -> None:
@@ -129,6 +140,7 @@ def main() -> None:
         "--seconds", type=float, default=10.0, help="the most that the rounds of one job take"
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the logic")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -136,7 +148,9 @@ def main() -> None:
         raise SystemExit("no GPU here: run with --device cpu --tiny to try the logic")
     if options.device == "cpu" and not options.tiny:
         raise SystemExit("--device cpu needs --tiny: the shapes are a GPU's")
-    bench = Bench(options.device, options.tiny, options.rounds, options.seconds, saelens_missing())
+    until = started + 60 * options.minutes
+    no_saelens = "left out by --no-steps" if options.no_steps else saelens_missing()
+    bench = Bench(options.device, options.tiny, options.rounds, options.seconds, no_saelens, until)
     about = machine(options.device)
     if options.device == "cuda":
         about |= {"driver": driver(), "cuda": torch.version.cuda}
@@ -153,15 +167,18 @@ def main() -> None:
             results = {
                 "machine": about, "options": vars(options), "shapes": {name: bench.shape(name) for name in SHAPES},
                 "rows": bench.rows, "ceilings": bench.ceilings, "checks": bench.checks, "skipped": bench.skipped,
+                "profiles": bench.profiles, "seconds": time.perf_counter() - started,
                 "goals": [goal.verdict(bench) for goal in goals()],
             }  # fmt: skip
             options.json.write_text(json.dumps(results, default=str, indent=1))
 
-    run_jobs(bench, jobs(bench), started, options.minutes, save)
+    run_jobs(bench, jobs(bench), started, save)
     save()
     show_results(bench)
     if options.tiny:
         show("tiny sizes: no figure and no goal above means anything")
+    if any(row["passed"] is False for row in bench.checks):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gpu_profile import heaviest
 from measuring import Row, bytes_of, first_line, interleaved, matmul_precision, peak_bytes, summary
 from saelens_trainers import SPARSE_TOPK, SPARSE_TOPK_FUSED, TOPK, TOPK_COO, Training, set_dead, trainer
 from sparse_inputs import SETS, Planted, planted
@@ -97,3 +98,7 @@ def measure_steps(
             rows[kind] |= summary([bench.clock.ms(*of) for of in found], None)
         for row in rows.values():
             bench.add(row)
+        for kind in made if not dead else ():
+            if kind.startswith("sparse"):
+                profile = heaviest(partial(run, kind, 0), bench.device)
+                bench.profiles[f"step {name}, {precision}, {kind}"] = profile

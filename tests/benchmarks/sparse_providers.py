@@ -28,7 +28,14 @@ except ImportError:
     sys.modules["sae_faithful"] = _package
 
 
-from sae_faithful.ops import Entries, decode_entries, sparse_decode, sparse_encode, two_stage_topk
+from sae_faithful.ops import (
+    Entries,
+    decode_entries,
+    sparse_decode,
+    sparse_encode,
+    sparse_outer,  # noqa: F401 - for who checks it, found as the others are
+    two_stage_topk,
+)
 
 
 @dataclass(frozen=True)
