@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step memory_growth ray_throughput scaling
 
-.PHONY: install quickstart cunningham2023 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests gpu-sanitize $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -74,6 +74,10 @@ faults: install
 # Longer than `make test` should be: more workers.
 ray-tests: install
 	RAY_WORKERS=1,2,4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray.py
+
+# On a GPU machine: every Triton kernel under compute-sanitizer's memcheck and racecheck, minutes.
+gpu-sanitize: install
+	$(BIN)/python tests/benchmarks/gpu_sanitize.py
 
 # Mutated files for every reader of files from elsewhere, minutes; `make test` has a short form. FUZZ="--seed 1 --only SAE"
 fuzz: install

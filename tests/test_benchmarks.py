@@ -6,23 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks' modules, as they find each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run(script: str, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A benchmark in a process of its own."""
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def figures(script: str, folder: Path, *options: str) -> tuple[str, Any]:
     """What a benchmark prints, and the JSON that it writes."""
     file = folder / "figures.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *options, "--json", str(file)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
+    done = run(script, *options, "--json", str(file), cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(file.read_text())
 
@@ -63,8 +69,41 @@ def test_gpu_sparse_step(tmp_path: Path) -> None:
 
 def test_gpu_sparse_step_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "gpu_sparse_step.py")], capture_output=True, text=True
-    )
+    done = run("gpu_sparse_step.py")
     assert done.returncode == 1
     assert done.stderr.strip() == "no GPU here: run with --device cpu --tiny to try the logic"
+
+
+def test_gpu_sanitize() -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    done = run("gpu_sanitize.py", "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "_by_feature_kernel" in done.stdout
+    assert "_join_kernel" in done.stdout
+    assert "_decode_kernel" in done.stdout
+
+
+def test_gpu_sanitize_gives_what_a_tool_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_sanitize
+
+    tool = tmp_path / "compute-sanitizer"
+    # Finds something in racecheck alone; says what it was asked to run.
+    tool.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\ncase "$*" in *racecheck*) exit 9;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert gpu_sanitize.run_tools(["memcheck"], 60) == 0
+    assert gpu_sanitize.run_tools(["memcheck", "racecheck", "memcheck"], 60) == 9
+    calls = [call for call in Path(f"{tool}.calls").read_text().splitlines() if call != "--version"]
+    assert ["racecheck" in call for call in calls] == [False, False, True, False]
+    assert all(call.endswith("gpu_sanitize.py --driver") and "--error-exitcode 9" in call for call in calls)
+    for kernel in gpu_sanitize.KERNELS:
+        assert all(f"--kernel-name kns={kernel}" in call for call in calls)
+
+
+def test_gpu_sanitize_without_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_sanitize
+
+    monkeypatch.setattr(gpu_sanitize, "sanitizer", lambda: None)
+    with pytest.raises(SystemExit, match="pip install nvidia-cuda-sanitizer-api"):
+        gpu_sanitize.run_tools(["memcheck"], 60)
