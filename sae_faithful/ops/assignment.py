@@ -339,18 +339,28 @@ def _longest_paths(
     """Lowest values ≥ `start` with value[head] ≥ value[tail] + gain on every edge (Bellman–Ford), in whole numbers.
 
     No path has more edges than there are nodes, unless a cycle gains; then the values are those reached by then.
+    A round looks only at edges from nodes that rose in the round before: a tenth of all after the first few.
     """
-    order = np.argsort(head, kind="stable")
-    tail, head, gain = tail[order], head[order], gain[order]
-    first = np.flatnonzero(np.diff(head, prepend=-1))
-    heads = head[first]
+    from scipy.sparse import coo_array
+
+    # No pair of nodes has two edges, which this would add up.
+    edges = coo_array((gain, (tail, head)), shape=(len(start), len(start))).tocsr()
     value = start.copy()
+    risen = np.arange(len(value))
     for _ in range(len(value)):
-        offered = np.maximum.reduceat(value[tail] + gain, first)
-        rising = offered > value[heads]
-        if not rising.any():
+        first = edges.indptr[risen]
+        counts = edges.indptr[risen + 1] - first
+        before = np.cumsum(counts) - counts
+        edge = np.arange(counts.sum()) + np.repeat(first - before, counts)
+        offered = np.repeat(value[risen], counts) + edges.data[edge]
+        head = edges.indices[edge]
+        more = offered > value[head]
+        if not more.any():
             break
-        value[heads[rising]] = offered[rising]
+        np.maximum.at(value, head[more], offered[more])
+        rising = np.zeros(len(value), dtype=bool)
+        rising[head[more]] = True
+        risen = np.flatnonzero(rising)
     return value
 
 
@@ -436,9 +446,16 @@ def _near_pairs(
         if int(near.sum()) > near.numel() // 64:
             yield from _foremost_pairs(problem, rows, cols, u, v, eps, k)
             continue
-        place = np.flatnonzero(near.cpu().numpy())
+        place = _true_places(near.flatten())
         found_rows, found_cols = rows[place // len(cols)], cols[place % len(cols)]
         yield found_rows, found_cols, problem.cosines(found_rows, found_cols)
+
+
+def _true_places(flags: torch.Tensor) -> Int[np.ndarray, " found"]:
+    """Where flags are set; found on a GPU if they are there, as all of them take longer to fetch than to compute."""
+    if flags.device.type == "cpu":
+        return np.flatnonzero(flags.numpy())  # several times faster than torch's
+    return flags.nonzero().squeeze(1).cpu().numpy()
 
 
 def _foremost_pairs(

@@ -370,6 +370,27 @@ def test_cuda(kind: Callable[..., Any]) -> None:
     check_exact(found, a, b)
 
 
+@pytest.mark.parametrize("gaining_cycles", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_longest_paths_as_by_trying_every_edge_in_every_round(seed: int, gaining_cycles: bool) -> None:
+    random = np.random.default_rng(seed)
+    n = 30
+    pairs = random.choice(n * n, size=150, replace=False)
+    tail, head = pairs // n, pairs % n
+    height = random.integers(0, 50, n)
+    # Whoever goes around gains nothing where every edge costs what it rises.
+    gain = (height[head] - height[tail] - random.integers(0, 9, len(pairs))).astype(float)
+    if gaining_cycles:
+        gain += 5
+    start = random.integers(-20, 20, n).astype(float)
+    value = start.copy()
+    for _ in range(n):
+        offered = value[tail] + gain
+        np.maximum.at(value, head, offered)
+    assert value.max() > start.max()
+    np.testing.assert_array_equal(assignment._longest_paths(start, tail, head, gain), value)
+
+
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, sae_faithful.ops; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
