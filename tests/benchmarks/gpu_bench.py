@@ -83,12 +83,29 @@ class Bench:
 
 def measure_ceilings(bench: Bench) -> None:
     """What the device can do at all, in the same run."""
+    measure_rates(bench)
+    for name in SHAPES:
+        n, _, s, k = bench.shape(name)
+        x = torch.randn(n, s, device=bench.device)
+        ways = {"torch.topk": partial(torch.topk, sorted=False), "two_stage_topk": two_stage_topk}
+        for way, topk in ways.items():
+            ceiling(bench, f"{way} at {name}, ms", median_ms(bench, partial(topk, x, k)))
+        found, wanted = (topk(x, k)[0].sort(dim=1).values for topk in ways.values())
+        same = torch.equal(found, wanted)
+        bench.checks.append({"check": f"two_stage_topk's values are torch.topk's, {name}", "passed": same})
+
+
+COPY = "copy, GB/s read and written"
+
+
+def measure_rates(bench: Bench) -> None:
+    """A copy in memory, and products of large matrices."""
     size = 2**16 if bench.tiny else 2**28
     side = 128 if bench.tiny else 8192
     source = torch.randn(size, device=bench.device)
     target = torch.empty_like(source)
     ms = median_ms(bench, lambda: target.copy_(source))
-    bench.ceilings["copy, GB/s read and written"] = 2 * bytes_of([source]) / ms / 1e6
+    ceiling(bench, COPY, 2 * bytes_of([source]) / ms / 1e6)
     del source, target
     for name, dtype, precision in (
         ("bf16", torch.bfloat16, "fp32"), ("TF32", torch.float32, "tf32"), ("fp32", torch.float32, "fp32"),
@@ -96,18 +113,13 @@ def measure_ceilings(bench: Bench) -> None:
         a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
         with matmul_precision(precision):
             ms = median_ms(bench, partial(torch.mm, a, b))
-        bench.ceilings[f"GEMM {name}, TFLOP/s"] = 2 * side**3 / ms / 1e9
-    for name in SHAPES:
-        n, _, s, k = bench.shape(name)
-        x = torch.randn(n, s, device=bench.device)
-        ways = {"torch.topk": partial(torch.topk, sorted=False), "two_stage_topk": two_stage_topk}
-        for way, topk in ways.items():
-            bench.ceilings[f"{way} at {name}, ms"] = median_ms(bench, partial(topk, x, k))
-        found, wanted = (topk(x, k)[0].sort(dim=1).values for topk in ways.values())
-        same = torch.equal(found, wanted)
-        bench.checks.append({"check": f"two_stage_topk's values are torch.topk's, {name}", "passed": same})
-    for name, value in bench.ceilings.items():
-        show(f"{name}: {value:.4g}")
+        ceiling(bench, f"GEMM {name}, TFLOP/s", 2 * side**3 / ms / 1e9)
+
+
+def ceiling(bench: Bench, name: str, value: float) -> None:
+    """Keep one and show it."""
+    bench.ceilings[name] = value
+    show(f"{name}: {value:.4g}")
 
 
 def median_ms(bench: Bench, call: Callable[[], object]) -> float:

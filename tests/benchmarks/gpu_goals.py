@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gpu_bench import SHAPES, Bench
+from gpu_bench import COPY, SHAPES, Bench
 from gpu_profile import told
 from measuring import Row
 from saelens_trainers import SPARSE_TOPK, SPARSE_TOPK_FUSED, TOPK, Training
@@ -94,7 +94,7 @@ def copy_share(bench: Bench) -> float | None:
     """The forward's rate at C over that of a copy, if it had no caches."""
     wanted = {"level": "decode", "shape": "C", "law": "uniform", "dtype": "torch.float32", "provider": "ours"}
     rate = figure(bench, "forward_gb_s", **wanted)
-    copy = bench.ceilings.get("copy, GB/s read and written")
+    copy = bench.ceilings.get(COPY)
     return None if rate is None or copy is None else rate / copy
 
 
