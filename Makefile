@@ -41,6 +41,7 @@ lint: install
 docs: install
 	$(BIN)/python docs/gen/reference.py
 	$(BIN)/python docs/gen/scaling.py
+	$(BIN)/python docs/gen/gpu_tables.py
 	$(BIN)/mkdocs build --strict
 
 # The site at http://127.0.0.1:8000, with its search, which browsers do not run from a folder.

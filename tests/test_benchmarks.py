@@ -33,6 +33,14 @@ def figures(script: str, folder: Path, *options: str) -> tuple[str, Any]:
     return done.stdout, json.loads(file.read_text())
 
 
+def page_of(folder: Path) -> str:
+    """What docs/gen/gpu_tables.py makes of a benchmark's JSON."""
+    script = Path(__file__).parents[1] / "docs" / "gen" / "gpu_tables.py"
+    page = folder / "page.md"
+    subprocess.run([sys.executable, script, folder / "figures.json", "--page", page], check=True)
+    return page.read_text()
+
+
 def test_sparse_step(tmp_path: Path) -> None:
     small = ["--sizes", "64", "--tokens", "32", "--d", "16", "--k", "4", "--repeats", "1"]
     printed, found = figures("sparse_step.py", tmp_path, *small)
@@ -65,6 +73,9 @@ def test_gpu_sparse_step(tmp_path: Path) -> None:
         "left out by --no-steps"
     }
     assert "no goal above means anything" in printed
+    page = page_of(tmp_path)
+    assert "no figure means anything" in page
+    assert "| F.embedding_bag |" in page
 
 
 def test_gpu_sparse_step_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +108,7 @@ def test_gpu_pipeline(tmp_path: Path) -> None:
     assert missing.startswith("ValueError: engine vllm is not installed")
     assert {goal["verdict"] for goal in found["goals"]} <= {"met", "missed"}
     assert "no goal above means anything" in printed
+    assert "| matching | 256 with 256, 36 dimensions |" in page_of(tmp_path)
 
 
 def test_gpu_sanitize() -> None:

@@ -52,6 +52,8 @@ class Bench:
     ceilings: dict[str, float] = field(default_factory=dict)
     checks: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    job: str = ""
+    """Which one runs: figures are compared with others of theirs."""
     profiles: dict[str, Row] = field(default_factory=dict)
     """What ours spends its time on, by what was run."""
 
@@ -77,7 +79,7 @@ class Bench:
 
     def add(self, row: Row) -> None:
         """Keep a row and show it as it comes."""
-        self.rows.append(row)
+        self.rows.append(row | {"job": self.job})
         show(line_of(row))
 
 
@@ -152,6 +154,7 @@ def run_jobs(bench: Bench, jobs: Sequence[Job], started: float, save: Callable[[
             bench.skipped.append(f"{job.name} (no time)")
             continue
         show(f"-- {job.name} ({spent:.0f} s)")
+        bench.job = job.name
         try:
             job.run()
         except Exception as error:

@@ -15,6 +15,7 @@ tool is looked for in PATH, in the CUDA toolkit, and where `pip install nvidia-c
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import site
@@ -23,10 +24,7 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 FOUND = 9
 """The exit code that a tool is told to give where it finds something."""
@@ -54,8 +52,8 @@ def sanitizer() -> str | None:
     return next((one for one in candidates if one and os.access(one, os.X_OK) and Path(one).is_file()), None)
 
 
-def run_tools(tools: list[str], seconds: float) -> int:
-    """Each tool once; the first exit code that is not 0."""
+def run_tools(tools: list[str], seconds: float, file: Path | None = None) -> int:
+    """Each tool once; the first exit code that is not 0. What they found is written to `file`."""
     tool = sanitizer()
     if tool is None:
         raise SystemExit(
@@ -71,6 +69,7 @@ def run_tools(tools: list[str], seconds: float) -> int:
     if not torch.cuda.is_available():
         raise SystemExit(NO_GPU)
     codes: dict[str, int] = {}
+    verdicts: dict[str, str] = {}
     for name in tools:
         command = [
             tool, "--tool", name, "--error-exitcode", str(FOUND), "--report-api-errors", "no",
@@ -86,9 +85,14 @@ def run_tools(tools: list[str], seconds: float) -> int:
         except subprocess.TimeoutExpired:
             codes[name] = 1
             show(f"{name}: stopped after {seconds:.0f} s")
-        words = {0: "nothing found", FOUND: "FOUND SOMETHING, above"}
-        verdict = words.get(codes[name], f"failed with exit code {codes[name]}")
-        show(f"{name}: {verdict} ({time.perf_counter() - started:.0f} s)")
+        words = {0: "nothing found", FOUND: "FOUND SOMETHING"}
+        verdicts[name] = words.get(codes[name], f"failed with exit code {codes[name]}")
+        show(f"{name}: {verdicts[name]} ({time.perf_counter() - started:.0f} s)")
+    if file is not None:
+        from measuring import driver, machine
+
+        about = machine("cuda") | {"driver": driver(), "compute-sanitizer": version}
+        file.write_text(json.dumps({"machine": about, "tools": verdicts}, indent=1))
     return next((code for code in codes.values() if code), 0)
 
 
@@ -230,14 +234,14 @@ def main() -> None:
     parser.add_argument(
         "--driver", action="store_true", help="the program that the tools check, without a tool"
     )
+    parser.add_argument("--json", type=Path, help="also write what was found here")
     options = parser.parse_args()
     if options.driver:
         in_driver(options.device)
         return
-    run: Callable[[], int] = (
-        dry_run if options.device == "cpu" else lambda: run_tools(options.tools, options.seconds)
-    )
-    raise SystemExit(run())
+    if options.device == "cpu":
+        raise SystemExit(dry_run())
+    raise SystemExit(run_tools(options.tools, options.seconds, options.json))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     about: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # Where files lie on that machine is of no use to a reader.
+        "command": " ".join(Path(argument).name if "/" in argument else argument for argument in sys.argv),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
