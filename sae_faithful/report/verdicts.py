@@ -101,7 +101,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Comparison:
     """Two sources at one hook and variant."""
 
     source: str
@@ -123,25 +123,33 @@ def judge(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[Verdict]:
     Returns:
         Claims in the papers' order; none where `remark` says why. A claim that was not measured has none.
     """
+    compared, index = comparisons(rows, manifest)
+    return [verdict for claim, one in product(CLAIMS, compared) for verdict in _judge_one(claim, one, index)]
+
+
+def comparisons(rows: Sequence[Row], manifest: Mapping[str, Any]) -> tuple[list[Comparison], Index]:
+    """Who is compared with whom, as `judge` does, and the rows of SAEs."""
     own = manifest.get("own_text", [])
     sources: Sequence[str] = manifest["sources"]
-    # The claims are about SAEs; older runs have no baselines.
-    baselines = manifest.get("baselines", ())
+    index = rows_of_saes(rows, manifest)
+    places = list(dict.fromkeys((hook, variant) for _, _, hook, variant in index))
+    compared = [
+        Comparison(source, other, hook, variant, len(places) == 1)
+        for source, other, (hook, variant) in product(sources, sources, places)
+        if source in own and other not in own
+    ]
+    return compared, index
+
+
+def rows_of_saes(rows: Sequence[Row], manifest: Mapping[str, Any]) -> Index:
+    """The rows of sources' SAEs; those of baselines left out: the claims are about SAEs."""
+    # Older runs have no baselines.
+    sources, baselines = manifest["sources"], manifest.get("baselines", ())
     index: Index = {}
     for row in rows:
         if row["source"] in sources and row["hook"] is not None and row["variant"] not in baselines:
             index.setdefault((row["metric"], row["source"], row["hook"], row["variant"]), []).append(row)
-    places = list(dict.fromkeys((hook, variant) for _, _, hook, variant in index))
-    comparisons = [
-        _Comparison(source, other, hook, variant, len(places) == 1)
-        for source, other, (hook, variant) in product(sources, sources, places)
-        if source in own and other not in own
-    ]
-    return [
-        verdict
-        for claim, compared in product(CLAIMS, comparisons)
-        for verdict in _judge_one(claim, compared, index)
-    ]
+    return index
 
 
 def remark(verdicts: Sequence[Verdict], manifest: Mapping[str, Any]) -> str:
@@ -166,7 +174,7 @@ def remark(verdicts: Sequence[Verdict], manifest: Mapping[str, Any]) -> str:
     return f"{by_chance} {not_measured}".strip()
 
 
-def _judge_one(claim: Claim, compared: _Comparison, index: Index) -> Iterator[Verdict]:
+def _judge_one(claim: Claim, compared: Comparison, index: Index) -> Iterator[Verdict]:
     """The claim's verdict, over all texts and on each; none where it was not measured for both sources."""
     rows = [
         index.get((claim.metric, source, compared.hook, compared.variant), [])
@@ -191,12 +199,12 @@ def _judge_one(claim: Claim, compared: _Comparison, index: Index) -> Iterator[Ve
 
 
 def _verdict(
-    claim: Claim, compared: _Comparison, found: Paired | str, unit: str, datasets: Sequence[str | None]
+    claim: Claim, compared: Comparison, found: Paired | str, unit: str, datasets: Sequence[str | None]
 ) -> Verdict:
     """The row of a difference, or of the reason why there is none."""
     difference = found if isinstance(found, Paired) else None
     low, high, reason = difference.interval if difference else (None, None, str(found))
-    verdict = _finding(claim, low, high)
+    verdict = finding(low, high, higher=claim.higher)
     would_decide = _what_would_decide(claim, difference) if verdict == "undecided" else None
     outcome = f"{difference_text(difference.mean, low, high)}, {verdict}" if difference else verdict
     if reason is not None:
@@ -230,7 +238,7 @@ def _verdict(
     )
 
 
-def _claim_text(claim: Claim, compared: _Comparison, datasets: Sequence[str | None]) -> str:
+def _claim_text(claim: Claim, compared: Comparison, datasets: Sequence[str | None]) -> str:
     subject = claim.label[0].upper() + claim.label[1:]
     if len(datasets) > 1:
         subject += f", mean over {len(datasets)} {claim.of},"
@@ -241,11 +249,11 @@ def _claim_text(claim: Claim, compared: _Comparison, datasets: Sequence[str | No
     return f"{subject} is {direction} for SAEs on {compared.source} than on {compared.other}{where}"
 
 
-def _finding(claim: Claim, low: float | None, high: float | None) -> Finding:
-    """An interval on one side of zero decides."""
+def finding(low: float | None, high: float | None, *, higher: bool) -> Finding:
+    """An interval on one side of zero decides; `higher`: which side is claimed."""
     if low is None or high is None or low <= 0 <= high:
         return "undecided"
-    return "supported" if (low > 0) == claim.higher else "contradicted"
+    return "supported" if (low > 0) == higher else "contradicted"
 
 
 def _what_would_decide(claim: Claim, found: Paired | None) -> str:
