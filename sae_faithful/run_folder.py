@@ -90,6 +90,11 @@ class RunFolder:
         return self.root / "verdicts.jsonl"
 
     @property
+    def distance_file(self) -> Path:
+        """One row for each number of SAEs against each score of the texts they were trained on."""
+        return self.root / "distance.jsonl"
+
+    @property
     def report_file(self) -> Path:
         """The report for terminals and pull requests."""
         return self.root / "report.md"

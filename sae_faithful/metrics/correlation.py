@@ -12,7 +12,6 @@ from scipy import stats
 from sae_faithful.metrics.intervals import (
     LEVEL,
     N_RESAMPLES,
-    NO_SPREAD_OF_VALUES,
     Interval,
     jackknife_interval,
 )
@@ -40,6 +39,7 @@ SAME = 1e-12
 NO_COMMON_SEED = "the sources have no SAE seed in common"
 SAME_SCORES = "all sources have the same score"
 SAME_VALUES = "all sources have the same value"
+SAME_SEEDS = "every SAE seed gives the same value: it shows no spread"
 TOO_FEW_SEEDS = "fewer than three SAE seeds say too little about what seeds change"
 SEEDS_MAKE_THE_SPREAD = "SAE seeds make more than a fifth of the variance between sources"
 PERFECT = "a perfect correlation has no interval"
@@ -174,7 +174,7 @@ class _Means(NamedTuple):
         if errors.mean() > (1 - MIN_RELIABILITY) * self.means.var(ddof=1):
             return Interval(None, None, SEEDS_MAKE_THE_SPREAD)
         if np.sqrt(errors).max() <= SAME * max(1.0, float(np.abs(self.means).max())):
-            return Interval(None, None, NO_SPREAD_OF_VALUES)
+            return Interval(None, None, SAME_SEEDS)
         return None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -11,7 +12,7 @@ from sae_faithful.metrics.intervals import LEVEL, Interval, mean_interval
 from sae_faithful.metrics.matching import mean_over_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Key = tuple[int, ...]
 """The seed of an SAE, or both seeds of a pair of SAEs."""
@@ -34,6 +35,36 @@ def difference_interval(differences: Mapping[Key, float]) -> Interval:
     if interval.low is not None and mean - interval.low <= 1e-12 * max(1.0, abs(mean)):
         return Interval(None, None, SAME_DIFFERENCE)
     return interval
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error, and the degrees of freedom that this is known to."""
+
+    value: float
+    error: float
+    degrees: float
+
+    @staticmethod
+    def of(value: float, low: float, high: float, degrees: float) -> Estimate:
+        """From a 95 % interval by Student's t with `degrees`, or by the normal distribution (infinity)."""
+        return Estimate(value, (high - low) / 2 / _t(degrees), degrees)
+
+
+def combined(parts: Sequence[tuple[float, Estimate]]) -> tuple[float, Interval]:
+    """Σ weight · estimate of independent estimates, and its 95 % interval.
+
+    SE² = Σ weight² SE², bounds by Student's t with Welch and Satterthwaite's degrees of freedom, SE⁴ / Σ (weight SE)⁴ /
+    degrees, but no more than those of the part with the largest error: noise that is better known, added, would else
+    make an interval narrower.
+    """
+    value = sum(weight * one.value for weight, one in parts)
+    variance = sum((weight * one.error) ** 2 for weight, one in parts)
+    if variance == 0:
+        return value, Interval(None, None, SAME_DIFFERENCE)
+    squares = [((weight * one.error) ** 2, one.degrees) for weight, one in parts]
+    welch = variance**2 / max(sum(square**2 / degrees for square, degrees in squares), sys.float_info.min)
+    half = _t(min(welch, max(squares)[1])) * variance**0.5
+    return value, Interval(value - half, value + half)
 
 
 def spread_over_seeds(mean: float, low: float, n_seeds: int) -> float:
@@ -75,5 +106,5 @@ def sampling_to_decide(mean: float, spread: float, n_seeds: int, sampling: float
     return sampling / allowed
 
 
-def _t(degrees: int) -> float:
+def _t(degrees: float) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, degrees))

@@ -8,7 +8,10 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful.report.conclusions import OTHER_DEFINITIONS, trend_text
+from sae_faithful.report.definitions import changed
 from sae_faithful.report.differences import HIGHER_IS_BETTER
+from sae_faithful.report.distance import SCORES
 from sae_faithful.report.feature_pages import feature_data
 from sae_faithful.report.headlines import headlines
 from sae_faithful.report.markdown import MONITORS
@@ -23,12 +26,14 @@ if TYPE_CHECKING:
 
     import jinja2
 
+    from sae_faithful.report.definitions import Redefined
     from sae_faithful.report.run_data import RunData
     from sae_faithful.report.verdicts import Verdict
 
 SECTIONS = {
     "sharing": "How reproducible features are",
     "fakeness": "Features that random tokens excite",
+    "distance": "Stability and distance from the model",
     "text": "How far the texts are from the model's own",
     "faithfulness": "What the SAEs keep",
     "probing": "What can be read off the latents",
@@ -72,6 +77,9 @@ def render_page(runs: Sequence[RunData]) -> str:
         claimed=CLAIMED,
         remark=remark,
         bar=_bar,
+        changed=changed,
+        other_definitions=OTHER_DEFINITIONS,
+        scores={score.metric: score.label for score in SCORES},
         higher_is_better=HIGHER_IS_BETTER,
         table=table,
         provenance=[provenance(run) for run in runs],
@@ -137,7 +145,8 @@ def _environment() -> jinja2.Environment:
         finalize=_shown,
     )
     filters: dict[str, Any] = {
-        "difference": _difference, "number": number_text, "pieces": pieces_of, "thousands": "{:,}".format,
+        "difference": _difference, "correlation": trend_text, "number": number_text, "pieces": pieces_of,
+        "thousands": "{:,}".format,
     }  # fmt: skip
     environment.filters.update(filters)
     return environment
@@ -148,7 +157,7 @@ def _shown(value: object) -> object:
     return visible(value) if type(value) is str else value
 
 
-def _difference(verdict: Verdict) -> str:
+def _difference(verdict: Verdict | Redefined) -> str:
     if verdict.difference is None:
         return NONE
     return difference_text(verdict.difference, verdict.ci_low, verdict.ci_high)

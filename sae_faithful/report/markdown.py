@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sae_faithful.report.conclusions import definitions_text, distance_text
+from sae_faithful.report.definitions import redefined
+from sae_faithful.report.distance import trends
 from sae_faithful.report.monitoring import monitor_lines
 from sae_faithful.report.provenance import resumed
 from sae_faithful.report.rows import rows_of
@@ -38,6 +41,8 @@ def render(folder: RunFolder) -> str:
         *(f"**Training was resumed {line}.**" for line in [resumed(manifest)] if line),
         "## Verdicts",
         *_verdicts(judge(rows, manifest), manifest, table=True),
+        *_section("## By other definitions", definitions_text(redefined(rows, manifest))),
+        *_section("## Stability and distance from the model", distance_text(trends(rows, manifest))),
         "## Is the text the model's own?",
         "The typicality gap is how much more surprised the model is than it expects to be, per token: zero in "
         "expectation exactly for text it wrote itself, with |z| of order 1.",
@@ -61,6 +66,11 @@ def render(folder: RunFolder) -> str:
         "`report.html`."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(heading: str, text: str) -> list[str]:
+    """No heading over nothing."""
+    return [heading, text] if text else []
 
 
 def terminal_table(folder: RunFolder) -> str:

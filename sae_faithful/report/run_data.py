@@ -7,6 +7,8 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NotRequired
 
 from sae_faithful.names import check_name
+from sae_faithful.report.definitions import redefined
+from sae_faithful.report.distance import trends
 from sae_faithful.report.rows import rows_of
 from sae_faithful.report.verdicts import judge
 from sae_faithful.run_folder import RunFolder
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import TypeAdapter
 
+    from sae_faithful.report.definitions import Redefined
+    from sae_faithful.report.distance import Trend
     from sae_faithful.report.verdicts import Verdict
 
 Row = dict[str, Any]
@@ -52,6 +56,16 @@ class RunData:
     def verdicts(self) -> list[Verdict]:
         """Each claim about two of its sources."""
         return judge(self.rows, self.manifest)
+
+    @cached_property
+    def trends(self) -> list[Trend]:
+        """Its numbers of stability against the distance of the texts from the model."""
+        return trends(self.rows, self.manifest)
+
+    @cached_property
+    def redefined(self) -> list[Redefined]:
+        """Each claim by other definitions of its number."""
+        return redefined(self.rows, self.manifest)
 
     @cached_property
     def rows_of(self) -> Mapping[tuple[str, str], Sequence[Row]]:

@@ -1,4 +1,4 @@
-"""The report's files: `verdicts.jsonl`, `report.md` and `report.html` of a run, or one page for several runs."""
+"""The report's files: verdicts, correlations with distance, the report as text and page; one page of several runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from sae_faithful.report.distance import Trend
+    from sae_faithful.report.verdicts import Verdict
+
 
 def write_report(folder: RunFolder, page: Path | None = None) -> Path:
-    """Write `verdicts.jsonl`, `report.md` and the page from what is in the folder.
+    """Write `verdicts.jsonl`, `distance.jsonl`, `report.md` and the page from what is in the folder.
 
     Args:
         folder: of a finished run.
@@ -34,13 +37,18 @@ def write_report(folder: RunFolder, page: Path | None = None) -> Path:
     """
     with reading(str(folder.root)):
         (run,) = read_runs([folder])
-        lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in run.verdicts]
+        verdicts, trends = _lines(run.verdicts), _lines(run.trends)
         markdown, html = render(folder), render_page([run])
     page = page or folder.html_file
-    write_text(folder.verdicts_file, "".join(lines))
+    write_text(folder.verdicts_file, verdicts)
+    write_text(folder.distance_file, trends)
     write_text(folder.report_file, markdown)
     write_text(page, html)
     return page
+
+
+def _lines(rows: Sequence[Verdict | Trend]) -> str:
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_comparison(folders: Sequence[RunFolder], page: Path | None = None) -> Path:

@@ -8,6 +8,8 @@ import pytest
 from sae_faithful.metrics.intervals import mean_interval
 from sae_faithful.metrics.paired import (
     SAME_DIFFERENCE,
+    Estimate,
+    combined,
     difference_interval,
     sampling_to_decide,
     seeds_to_decide,
@@ -110,3 +112,24 @@ def test_coverage_of_the_paired_jackknife(
         assert high is not None
         covered += low <= truth <= high
     assert lowest < covered / 1_000 < highest
+
+
+def test_independent_estimates_are_combined() -> None:
+    # Half widths 4.302653 · 2 and 1.959964 · .5: SEs 2 and .5; 3 - 2 · 1 = 1, SE² = 4 + 4 · .25 = 5. Welch's degrees,
+    # 25 / (16 / 2) = 3.1, would make it narrower than with the 2 of the larger part.
+    seeds = Estimate.of(3.0, 3.0 - 4.302653 * 2, 3.0 + 4.302653 * 2, 2)
+    null = Estimate.of(1.0, 1.0 - 1.959964 * 0.5, 1.0 + 1.959964 * 0.5, float("inf"))
+    value, interval = combined([(1, seeds), (-2, null)])
+    assert value == 1.0
+    assert interval[:2] == pytest.approx((1 - T_2 * 5**0.5, 1 + T_2 * 5**0.5), abs=1e-4)
+
+
+def test_a_small_error_that_is_hardly_known_changes_little() -> None:
+    # One degree (a t of 12.7) would make the interval three times as wide: SEs 1 and .01, (1.0001)² / (1 / 2 + 1e-8).
+    value, interval = combined([(1, Estimate(0.0, 1.0, 2)), (-1, Estimate(0.0, 0.01, 1))])
+    assert interval.high == pytest.approx(T_2, rel=1e-3)
+    assert value == 0
+
+
+def test_estimates_without_error_have_no_interval() -> None:
+    assert combined([(1, Estimate(0.5, 0.0, 2)), (-1, Estimate(0.25, 0.0, 4))])[1].reason == SAME_DIFFERENCE

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sae_faithful.report.figures.autointerp import autointerp_figures
+from sae_faithful.report.figures.distance import distance_figures
 from sae_faithful.report.figures.figure import Figure
 from sae_faithful.report.figures.firing_rates import firing_rate_figures
 from sae_faithful.report.figures.heat_maps import heat_map_figures
@@ -32,6 +33,7 @@ KINDS = (
     sfr_figures,
     ffr_figures,
     firing_rate_figures,
+    distance_figures,
     typicality_figures,
     heat_map_figures,
     sweep_figures,

@@ -33,7 +33,7 @@ class Figure:
     caption: str
     """What it shows and how each number was made."""
     section: str
-    """`sharing`, `fakeness`, `text`, `faithfulness`, `probing`, `autointerp`, `patching` or `training`."""
+    """`sharing`, `fakeness`, `distance`, `text`, `faithfulness`, `probing`, `autointerp`, `patching` or `training`."""
     group: str
     """Figures of one group show the same of other latents, texts or places, and may stand side by side."""
     plotly: dict[str, Any]
