@@ -180,7 +180,7 @@ def test_verdicts_come_first_as_sentences_then_as_a_table(tmp_path: Path) -> Non
         "+0.1100 [+0.0603, +0.1597], supported."
     )
     assert f"## Verdicts\n\n{sentence}\n\nVerdicts at 95 % each, 2 in all, 1 primary: were there" in text
-    (table,) = tables(text)
+    table, by_definition = tables(text)
     common = ["faithful - news", "+0.1100 [+0.0603, +0.1597]", "share", "3", "supported"]
     # Columns that say nothing are left out: one place, no text, nothing left to decide.
     assert table == [
@@ -188,6 +188,8 @@ def test_verdicts_come_first_as_sentences_then_as_a_table(tmp_path: Path) -> Non
         ["sfr", "cosine>0.7", "alive", *common],
         ["sfr", "cosine>0.7", "all", *common],
     ]
+    # Alive latents say what all latents say.
+    assert by_definition[1] == ["sfr", "1", "0", "0", "0"]
     # The terminal has the primary sentence and no table of verdicts.
     assert terminal_table(folder).startswith(f"{sentence}\n\nVerdicts at 95 % each")
     assert tables(terminal_table(folder)) == []
@@ -200,7 +202,7 @@ def test_the_table_of_verdicts_tells_places_apart_and_says_what_would_decide(tmp
         for variant in ("base", "wide")
         for source, value in (("faithful", 0.4), ("news", 0.3))
     ]  # fmt: skip
-    (table,) = tables(render(make_folder(tmp_path, rows, own_text=["faithful"])))
+    table, _ = tables(render(make_folder(tmp_path, rows, own_text=["faithful"])))
     assert [line[3] for line in table] == ["hook/variant", "model.layers.3/base", "model.layers.3/wide"]
     assert [line[5] for line in table[1:]] == ["+0.1000", "+0.1000"]
     assert [line[-1] for line in table] == ["would decide", *["at least 3 seeds of both sources"] * 2]
