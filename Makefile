@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step gpu_pipeline memory_growth ray_throughput scaling
+BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step gpu_tune gpu_pipeline memory_growth ray_throughput scaling
 
 .PHONY: install quickstart cunningham2023 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests gpu-sanitize $(BENCHMARKS:%=bench-%) clean
 

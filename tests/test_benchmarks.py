@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,3 +145,36 @@ def test_gpu_sanitize_without_the_tool(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_sanitize, "sanitizer", lambda: None)
     with pytest.raises(SystemExit, match="pip install nvidia-cuda-sanitizer-api"):
         gpu_sanitize.run_tools(["memcheck"], 60)
+
+
+def test_gpu_tune(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    printed, found = figures("gpu_tune.py", tmp_path, "--device", "cpu", "--tiny", "--rounds", "1")
+    assert found["skipped"] == []
+    # Every function as it is and with another setting, which gave the same and was timed.
+    assert [row["function"] for row in found["rows"]] == [
+        name for name in ("decode", "decode_backward", "outer") for _ in range(2)
+    ]
+    assert all(row["uniform"] > 0 and row["8 hot"] > 0 for row in found["rows"])
+    assert [row["ratio"] for row in found["rows"][::2]] == [1.0] * 3
+    assert "block 64, entries 2, warps 1, chunk 8" in printed
+    assert "no figure above means anything" in printed
+
+
+def test_gpu_tune_builds_with_the_setting() -> None:
+    import gpu_tune
+
+    launched: list[tuple[Any, ...]] = []
+
+    def launch(kernel: str, grid: tuple[int, int], **options: Any) -> None:
+        launched.append((kernel, grid, options))
+
+    kernels = SimpleNamespace(ENTRIES=4, CHUNK=256, _tile=lambda width, *widths: widths[0], _launch=launch)
+    before = dict(vars(kernels))
+    with gpu_tune.built_with(kernels, gpu_tune.Setting(block=512, entries=8, warps=2, chunk=128)):
+        assert (kernels.ENTRIES, kernels.CHUNK, kernels._tile(2048, 256)) == (8, 128, 512)
+        kernels._launch("kernel", (1, 2), BLOCK=512, num_warps=1)
+    assert launched == [("kernel", (1, 2), {"BLOCK": 512, "num_warps": 2})]
+    assert vars(kernels) == before
+    with gpu_tune.built_with(kernels, gpu_tune.OWN):
+        assert vars(kernels) == before

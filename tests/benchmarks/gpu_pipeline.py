@@ -122,15 +122,18 @@ def measure_matching(bench: Pipeline, n: int, d: int) -> None:
     small = [side[: max(64, n // 64)] for side in (a, b)]
     match_features(*small)  # Loads what a first call loads.
     parts: dict[str, float] = {}
+    if bench.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with parts_timed(bench, parts):
         seconds, result = timed(bench, lambda: match_features(a, b))
+    held = {"memory_mb": torch.cuda.max_memory_allocated() / 1e6} if bench.device == "cuda" else {}
     gemm = bench.ceilings["GEMM fp32, TFLOP/s"]
     bench.found(
         {
             "what": "matching", "setting": f"{n:,} with {n:,}, {d:,} dimensions", "n": n, "d": d, "seconds": seconds,
             "least_seconds": 2 * n * n * d / gemm / 1e12, "parts": parts, "certified": result.certified,
             "gap": result.gap, "rounds": result.rounds, "total": result.total,
-        }
+        } | held
     )  # fmt: skip
 
 

@@ -28,8 +28,10 @@ def heaviest(call: Callable[[], object], device: str, parts: int = 6) -> Row:
         return {"missing": first_line(error)}
     times: dict[str, float] = {}
     for event in events:
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
-            continue  # an operation's share of the device is its kernels'
+        # An operation's share of the device is its kernels', and so is that of a named range around them.
+        named = getattr(event, "is_user_annotation", False)
+        if on_gpu and (named or event.device_type != torch.autograd.DeviceType.CUDA):
+            continue
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         times[short(event.key)] = times.get(short(event.key), 0.0) + spent / 1000
     total = sum(times.values())

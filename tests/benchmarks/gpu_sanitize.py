@@ -4,7 +4,7 @@
     python tests/benchmarks/gpu_sanitize.py --tools memcheck racecheck initcheck synccheck
     python tests/benchmarks/gpu_sanitize.py --device cpu      # the same calls in Triton's interpreter, no tool
 
-Each tool runs a small program (`--driver`): every kernel in every combination of dtypes that training has, with empty
+Each tool runs a small program (`--driver`): every kernel in float32, bfloat16, float16 and mixtures of them, with empty
 rows and slots, odd widths and latents that are cut into pieces, each result against float64. torch's memory pool is
 off in it, so that an access beyond a tensor is one beyond its allocation. Needs torch and Triton alone.
 
@@ -22,7 +22,6 @@ import site
 import subprocess
 import sys
 import time
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +101,26 @@ def run_tools(tools: list[str], seconds: float, file: Path | None = None) -> int
 KERNELS = ("_decode_kernel", "_by_feature_kernel", "_join_kernel")
 """All of `sparse_triton`'s, which the program compares with what the module has."""
 
-WIDTHS = {"cpu": (1, 77, 130), "cuda": (1, 77, 768, 2304)}
-"""One column, and no multiple of what a thread loads; on a GPU tiles of every width and several of them too."""
+MIXED = (
+    "float32 float32",
+    "bfloat16 bfloat16",
+    "float32 bfloat16",
+    "float16 float16",
+    "float32 float16",
+    "bfloat16 float32",
+)
+"""Of weights, and of values and gradients; the first three are what training has."""
 
-CHUNKS = {"cpu": (4,), "cuda": (4, 256)}
-"""Entries a piece: 256 is what training has."""
+SETTINGS = {
+    # Width, entries a piece (256 is what training has), dtypes. One column, and no multiple of what a thread loads.
+    "cpu": [(1, 4, MIXED[:1]), (77, 4, MIXED), (130, 4, MIXED[:1])],
+    # Tiles of every width, one and several; few, as each is compiled.
+    "cuda": [(77, 4, MIXED), (512, 256, MIXED[:3]), *((width, 256, MIXED[:1]) for width in (1, 768, 2304))],
+}
 
 
 def check_kernels(device: str) -> None:
-    """Every function of the module in every combination, against float64; RuntimeError where one is wrong."""
+    """Every function of the module in every setting, against float64; RuntimeError where one is wrong."""
     import torch
 
     from sae_faithful.ops import sparse_triton
@@ -124,15 +134,14 @@ def check_kernels(device: str) -> None:
         launch(kernel, grid, *arguments, **options)
 
     sparse_triton._launch = counted
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    for width, chunk in product(WIDTHS[device], CHUNKS[device]):
+    for width, chunk, mixed in SETTINGS[device]:
         sparse_triton.CHUNK = chunk
-        for weight_dtype, dtype in product(dtypes, dtypes) if width == 77 else [(dtypes[0], dtypes[0])]:
-            check_one(sparse_triton, device, width, weight_dtype, dtype)
+        for names in mixed:
+            check_one(sparse_triton, device, width, *(getattr(torch, name) for name in names.split()))
     written = {name for name, one in vars(sparse_triton).items() if hasattr(one, "arg_names")}
-    for names, what in ((written, "has"), (set(launched), "ran")):
-        if names != set(KERNELS):
-            raise RuntimeError(f"sparse_triton {what} {sorted(names)}, and this looks at {sorted(KERNELS)}")
+    for found, what in ((written, "has"), (set(launched), "ran")):
+        if found != set(KERNELS):
+            raise RuntimeError(f"sparse_triton {what} {sorted(found)}, and this looks at {sorted(KERNELS)}")
     show(
         ", ".join(f"{name} {number} times" for name, number in sorted(launched.items()))
         + ": all as float64 has it"

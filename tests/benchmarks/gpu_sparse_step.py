@@ -137,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="the most that the rounds of one job take"
+        "--seconds", type=float, default=16.0, help="the most that the rounds of one job take"
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
