@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from sae_faithful.metrics.correlation import SAME_VALUES
 from sae_faithful.report.distance import MEASURES, SCORES
 from sae_faithful.report.run_data import read_run
+from sae_faithful.run_folder import RunFolder
 from tests.five_sources import SOURCES, five_sources
 
-if TYPE_CHECKING:
-    from sae_faithful.run_folder import RunFolder
+GEN = Path(__file__).parents[1] / "docs" / "gen"
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     root = tmp_path_factory.mktemp("five")
+    (root / "model").symlink_to(tiny_llama)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_FAITHFUL_CACHE", str(root / "cache"))
-        return five_sources(tiny_llama, root)
+        # As from a project's folder: no path of this machine gets into the config.
+        patch.chdir(root)
+        folder = five_sources("model", "runs/five")
+    return RunFolder(root / folder.root)
 
 
 def test_the_sources_lie_at_different_distances(folder: RunFolder) -> None:
@@ -117,3 +125,130 @@ def test_the_report_says_all_of_it(folder: RunFolder) -> None:
         assert one["sentence"] in text
     assert "figure-distance-sfr" in page
     assert "figure-distance-ffr-contrast" in page
+
+
+# docs/results.md is made by code from such a run
+
+
+@pytest.fixture(scope="module")
+def answer() -> ModuleType:
+    """The script that makes docs/results.md."""
+    sys.path.insert(0, str(GEN))
+    try:
+        import answer
+
+        return answer
+    finally:
+        sys.path.remove(str(GEN))
+
+
+@pytest.fixture
+def kept(answer: ModuleType, folder: RunFolder, tmp_path: Path) -> Path:
+    """What is kept of the run and of a control, beside a page to make."""
+    runs, docs = tmp_path / "runs", tmp_path / "docs"
+    for name, init in (("five", None), ("untrained_five", "random")):
+        shutil.copytree(folder.root, runs / name, ignore=shutil.ignore_patterns("saes", "*.arrow"))
+        config = json.loads((runs / name / "config.json").read_text())
+        (runs / name / "config.json").write_text(json.dumps({**config, "model_init": init}))
+    stages = {
+        "five/3_seeds": {"at": "2026-11-22T08:00:00Z"},
+        "untrained_five/3_seeds": {"at": "2026-11-23T08:00:00Z"},
+    }
+    (runs / "stages.json").write_text(json.dumps(stages))
+    (runs / "calls.jsonl").write_text('{"seconds": 540.0}\n{"seconds": 360.0}\n')
+    (runs / "texts").mkdir()
+    answer.take(runs, 4.0, "EUR", kept=docs / "results")
+    (docs / "results.md").write_text(f"# Before\n\n{answer.BEGIN}stale\n{answer.END}\nAfter.\n")
+    return docs
+
+
+def test_the_page_is_made_from_small_files_alone(answer: ModuleType, kept: Path, folder: RunFolder) -> None:
+    files: dict[Path, str] = answer.files(kept)
+    page = files[kept / "results.md"]
+    assert page.startswith("# Before\n")
+    assert page.endswith("\nAfter.\n")
+    assert "stale" not in page
+    headings = re.findall(r"^## (.+)$", page, re.M)
+    assert headings == [
+        "In short", "What was run", "The claims", "Stability and distance from the model",
+        "What the definition of a number changes", "Controls", "Precision", "Time and cost",
+    ]  # fmt: skip
+    assert "**The run at scale has not been done: it needs a GPU, and none has been at hand.**" in page
+    assert "finished on 2026-11-22 on cpu" in page
+    for verdict in read_run(folder.root).verdicts:
+        if verdict.primary:
+            assert f"| {verdict.source} - {verdict.other}" in page
+            assert f"{verdict.difference:+.4f} [{verdict.ci_low:+.4f}, {verdict.ci_high:+.4f}]" in page
+    for trend in read_run(folder.root).trends:
+        if trend.primary:
+            assert f"- {trend.sentence}" in page
+    # What a definition changes is marked, and every link leads to a file that is kept or made.
+    assert re.search(r"\*\*(turned round|now decided|no longer decided)\*\*", page)
+    links = re.findall(r"\]\(([^)#]+)\)", page)
+    assert len(links) > 6
+    assert [link for link in links if not (kept / link).exists() and kept / link not in files] == []
+    # Two calls of 900 s at 4 an hour.
+    assert "2 calls, with all that was begun again, loading and packing: 15.0 min." in page
+    assert "At 4 EUR an hour of the device: 1.00 EUR." in page
+
+
+def test_the_control_stands_beside_the_run(answer: ModuleType, kept: Path, folder: RunFolder) -> None:
+    page = answer.files(kept)[kept / "results.md"]
+    controls = page.partition("## Controls")[2].partition("\n## ")[0]
+    row = next(
+        one
+        for one in read_run(folder.root).rows
+        if (one["metric"], one["source"], one["seed"]) == ("ffr_contrast", "faithful", None)
+        and (one["subset"], one["condition"]) == ("alive", "rate>0.1")
+    )
+    # The control is a copy: the same number, twice in its line.
+    (line,) = (one for one in controls.splitlines() if "ffr_contrast" in one and "| faithful" in one)
+    assert line.count(f"{row['value']:.4f} [{row['ci_low']:.4f}, {row['ci_high']:.4f}]") == 2
+    said = "The random-model control (`--set model_init=random`) has not been run at this size."
+    assert said not in page
+    shutil.rmtree(kept / "results" / "untrained_five")
+    alone = answer.files(kept)[kept / "results.md"]
+    assert said in alone
+    assert alone.partition("## Controls")[2].partition("\n## ")[0].count("| not run") == 10
+
+
+def test_pictures_are_drawn_and_are_xml(answer: ModuleType, kept: Path) -> None:
+    from xml.etree import ElementTree
+
+    pictures = {path.name: text for path, text in answer.files(kept).items() if path.suffix == ".svg"}
+    assert set(pictures) == {
+        "results_five_sfr.svg", "results_five_ffr.svg", "results_five_ce_difference.svg",
+        "results_five_distance_0.svg", "results_five_distance_1.svg",
+    }  # fmt: skip
+    for text in pictures.values():
+        ElementTree.fromstring(text)
+    # A point and an interval for each of six pairs, and for each of five sources.
+    assert pictures["results_five_sfr.svg"].count("<circle") == 6
+    assert pictures["results_five_distance_0.svg"].count("<circle") == 5
+
+
+def test_what_is_kept_is_a_small_run_folder(kept: Path, folder: RunFolder) -> None:
+    whole, small = read_run(folder.root), read_run(kept / "results" / "five")
+    assert small.verdicts == whole.verdicts
+    assert small.trends == whole.trends
+    assert small.redefined == whole.redefined
+    size = sum(path.stat().st_size for path in (kept / "results" / "five").rglob("*") if path.is_file())
+    assert size < folder.results_file.stat().st_size / 2
+
+
+def test_paths_of_this_machine_are_not_taken(answer: ModuleType, folder: RunFolder, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "five"
+    shutil.copytree(folder.root, run, ignore=shutil.ignore_patterns("saes", "*.arrow"))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "model_name": "/home/someone/model"}))
+    with pytest.raises(SystemExit, match="places of this machine, which no reader has: /home/someone/model"):
+        answer.take(run, None, "USD", kept=tmp_path / "kept")
+    with pytest.raises(SystemExit, match="holds no finished run"):
+        answer.take(tmp_path / "runs" / "five" / "data", None, "USD", kept=tmp_path / "kept")
+
+
+def test_the_page_in_the_docs_is_what_its_files_say(answer: ModuleType) -> None:
+    stale = [
+        path.name for path, text in answer.files().items() if not path.exists() or path.read_text() != text
+    ]
+    assert stale == [], "run `python docs/gen/answer.py`"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sae_faithful.report.conclusions import OTHER_DEFINITIONS, trend_text
 from sae_faithful.report.definitions import changed
 from sae_faithful.report.differences import HIGHER_IS_BETTER
-from sae_faithful.report.distance import SCORES
+from sae_faithful.report.distance import HOW_TO_READ, SCORES
 from sae_faithful.report.feature_pages import feature_data
 from sae_faithful.report.headlines import headlines
 from sae_faithful.report.markdown import MONITORS
@@ -79,6 +79,7 @@ def render_page(runs: Sequence[RunData]) -> str:
         bar=_bar,
         changed=changed,
         other_definitions=OTHER_DEFINITIONS,
+        how_distance_is_read=HOW_TO_READ,
         scores={score.metric: score.label for score in SCORES},
         higher_is_better=HIGHER_IS_BETTER,
         table=table,

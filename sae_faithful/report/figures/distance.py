@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful.report.distance import HOW_TO_READ
 from sae_faithful.report.figures.figure import Figure, make_figure, shown
 from sae_faithful.report.figures.numbers import OVER_SAES, bars, values
 from sae_faithful.report.figures.style import COLOURS, SYMBOLS, axis, layout
@@ -31,7 +30,7 @@ def _figure(run: RunData, trend: Trend, *, several: bool) -> Figure:
     return make_figure(
         parts=("distance", run.label, trend.metric, *((trend.hook, trend.variant) if several else ())),
         title=f"{whose}{label} and the distance of the text{where}",
-        caption=f"{trend.sentence} {HOW_TO_READ} {OVER_SAES}",
+        caption=f"{trend.sentence} {OVER_SAES}",
         section="distance",
         data=_points(run, trend),
         layout=layout(
