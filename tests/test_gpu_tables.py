@@ -49,10 +49,11 @@ def measured() -> dict[str, Any]:
     return {
         "machine": {
             "command": "gpu_sparse_step.py --json figures.json", "date": "2026-12-24", "device": "NVIDIA H200",
-            "driver": "580.1", "torch": "2.11.0",
+            "driver": "580.1", "torch": "2.11.0", "SAELens's COO with rescaling": "raises an error",
         },
         "options": {"tiny": False}, "seconds": 512.3, "skipped": ["decode B, compiled dense (no time)"],
         "shapes": {"A": [1, 2, 3, 4], "B": [4096, 2048, 65536, 64]},
+        "providers": {"ours": "sparse_decode"},
         "ceilings": {"copy, GB/s read and written": 4300.0},
         "checks": [
             {"check": "odd", "passed": True}, {"check": "worse", "passed": False}, {"check": "x", "passed": None},
@@ -88,9 +89,10 @@ def test_what_is_measured_is_written_and_kept(
     assert "old" not in page
     assert (
         "`gpu_sparse_step.py --json figures.json`: date 2026-12-24, device NVIDIA H200, driver 580.1, torch 2.11.0; "
-        "512 s. Checks: 3, failed: worse."
+        "SAELens's COO with rescaling raises an error; 512 s. Checks: 3, failed: worse."
     ) in page
     assert "Goals met: 1 of 2." in page
+    assert "- ours: sparse_decode\n" in page
     assert "| hot | ≤ 1.5 | 1.75 | **missed** | sort 60 % |" in page
     assert "| dense | 60 (1×), 2.0e-07 | 250 (1×), 2.0e-07 |" in page
     assert "| ours | 1.25 (48×), 2.0e-07 | missing: OutOfMemoryError |" in page

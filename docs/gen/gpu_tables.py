@@ -79,6 +79,9 @@ def about(results: dict[str, Any]) -> str:
     )
     facts = ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
     line = f"`{machine['command']}`: {facts}"
+    with_rescaling = "SAELens's COO with rescaling"
+    if with_rescaling in machine:
+        line += f"; {with_rescaling} {machine[with_rescaling]}"
     if "seconds" in results:
         line += f"; {results['seconds']:.0f} s"
     checks = results.get("checks", [])
@@ -116,6 +119,7 @@ def sparse_step(results: dict[str, Any]) -> list[str]:
     shapes = {name: "N={} D={} S={} k={}".format(*sizes) for name, sizes in results["shapes"].items()}
     sizes = "; ".join(f"{name}: {text}" for name, text in shapes.items())
     parts = [f"{sizes}. In milliseconds: medians, in brackets how many times faster than the first row.\n"]
+    parts.append("".join(f"- {name}: {what}\n" for name, what in results.get("providers", {}).items()))
     parts.append(ceilings(results["ceilings"]))
     for dtype in ("float32", "bfloat16"):
         decoded = [row for row in rows if row["level"] == "decode" and row["law"] == "uniform"]

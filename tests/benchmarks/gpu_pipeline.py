@@ -24,19 +24,19 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_bench import COPY, Bench, Job, measure_rates, run_jobs
-from gpu_models import chosen
-from measuring import driver, first_line, machine, show
-from sparse_providers import two_stage_topk  # noqa: F401 - makes `sae_faithful.ops` importable without an install
+from gpu_bench import Job, measure_rates, run_jobs
+from gpu_generation import BATCHES, DTYPES, ENGINES, measure_generation
+from gpu_matching import measure_matching
+from gpu_surroundings import Pipeline, line_of
+from measuring import driver, machine, show
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from measuring import Row
 
@@ -59,125 +59,6 @@ TINY_SAES = {
     "rows": 4,
     "repeats": 1,
 }
-
-BATCHES = (256, 1024, 64)
-DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
-ENGINES = ("transformers, static", "transformers, continuous batching", "vllm")
-
-
-@dataclass
-class Pipeline(Bench):
-    """Where and how long to measure, and what was found; and the model, written where it has to be."""
-
-    folder: Path = field(default_factory=Path)
-    about_model: str = "not loaded"
-
-    @cached_property
-    def model_name(self) -> str:
-        """What `LanguageModel` loads."""
-        name, self.about_model = chosen(self.folder, tiny=self.tiny)
-        show(f"model: {self.about_model}")
-        return name
-
-    @property
-    def hook(self) -> str:
-        """Where SAEs read: a third of the depth."""
-        return "model.layers.0" if self.tiny else "model.layers.9"
-
-    def found(self, row: Row) -> None:
-        """Keep a row and show it."""
-        if "seconds" in row and "least_seconds" in row:
-            row["share"] = row["least_seconds"] / row["seconds"]
-        self.rows.append(row)
-        show(line_of(row))
-
-
-def line_of(row: Row) -> str:
-    """One row, aligned."""
-    head = f"{row['what']:15s}{row['setting']:58s}"
-    if "missing" in row:
-        return f"{head} missing: {row['missing']}"
-    line = f"{head}{row['seconds']:10.3f} s"
-    if "least_seconds" in row:
-        line += f"   at least {row['least_seconds']:.3f} s   {100 * row['share']:5.1f} %"
-    if "tokens_per_second" in row:
-        line += f"   {row['tokens_per_second']:,.0f} tokens/s"
-    if "parts" in row:
-        line += "   " + ", ".join(f"{name} {spent:.2f} s" for name, spent in row["parts"].items())
-    if "certified" in row:
-        line += f"   certified {row['certified']}, gap {row['gap']:.1e}"
-    return line + (f"   {row['memory_mb']:.0f} MB" if "memory_mb" in row else "")
-
-
-# ---------------------------------------------------------------------------------------------- matching
-
-
-def measure_matching(bench: Pipeline, n: int, d: int) -> None:
-    """Seconds, where they go, and what is proven."""
-    from matching import planted
-
-    from sae_faithful.ops import match_features
-
-    a, b = (side.to(bench.device) for side in planted(n, d, 0.5, 0))
-    small = [side[: max(64, n // 64)] for side in (a, b)]
-    match_features(*small)  # Loads what a first call loads.
-    parts: dict[str, float] = {}
-    if bench.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    with parts_timed(bench, parts):
-        seconds, result = timed(bench, lambda: match_features(a, b))
-    held = {"memory_mb": torch.cuda.max_memory_allocated() / 1e6} if bench.device == "cuda" else {}
-    gemm = bench.ceilings["GEMM fp32, TFLOP/s"]
-    bench.found(
-        {
-            "what": "matching", "setting": f"{n:,} with {n:,}, {d:,} dimensions", "n": n, "d": d, "seconds": seconds,
-            "least_seconds": 2 * n * n * d / gemm / 1e12, "parts": parts, "certified": result.certified,
-            "gap": result.gap, "rounds": result.rounds, "total": result.total,
-        } | held
-    )  # fmt: skip
-
-
-PARTS = {"_best_candidates": "candidates", "_solve_in_steps": "assignment and prices", "_examine": "proof"}
-
-
-class parts_timed:
-    """Adds up the seconds of the parts of matching; the device is waited for after each."""
-
-    def __init__(self, bench: Pipeline, parts: dict[str, float]) -> None:
-        self.bench, self.parts, self.before = bench, parts, {}
-
-    def __enter__(self) -> None:
-        from sae_faithful.ops import assignment
-
-        for name, part in PARTS.items():
-            self.before[name] = getattr(assignment, name)
-            setattr(assignment, name, partial(self.run, self.before[name], part))
-
-    def run(self, call: Callable[..., Any], part: str, *arguments: Any) -> Any:
-        """One part."""
-        seconds, result = timed(self.bench, partial(call, *arguments))
-        self.parts[part] = self.parts.get(part, 0.0) + seconds
-        return result
-
-    def __exit__(self, *_: object) -> None:
-        from sae_faithful.ops import assignment
-
-        for name, call in self.before.items():
-            setattr(assignment, name, call)
-
-
-def timed(bench: Pipeline, call: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall clock, the device's work included."""
-    if bench.device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = call()
-    if bench.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
-
-
-# ---------------------------------------------------------------------------------------------- fake_features
 
 
 def planted_saes(bench: Pipeline) -> tuple[Any, Namespace]:
@@ -221,85 +102,6 @@ def measure_after_the_pass(bench: Pipeline) -> None:
     for name, setting in evaluators.SETTINGS.items():
         after = evaluators.after_the_pass(setting, context.language_model, context.handles, options)
         bench.found({"what": "fake_features", "setting": f"{name}, after the pass", "seconds": after})
-
-
-# ---------------------------------------------------------------------------------------------- self-generation
-
-
-def measure_generation(bench: Pipeline, engine: str, dtype: str, batch: int) -> None:
-    """Tokens a second of one engine."""
-    batch, context = (8, 16) if bench.tiny else (batch, 128)
-    row: Row = {
-        "what": "generate",
-        "setting": f"{engine}, {dtype}, {batch:,} samples at once",
-        "engine": engine,
-    }
-    row |= {"dtype": dtype, "batch": batch, "context": context, "model": bench.about_model}
-    try:
-        sampler = sampler_of(bench, engine, dtype, context)
-    except Exception as error:
-        bench.found(row | {"missing": first_line(error)})
-        return
-    try:
-        sampler.sample(batch, 0)  # Loads the weights, and whatever a first call builds.
-        if bench.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        runs = [timed(bench, partial(sampler.sample, batch, seed)) for seed in (1, 2)]
-    finally:
-        sampler.close()
-        sampler.model.unload()
-    drawn = statistics.mean(sum(map(len, samples)) for _, samples in runs)
-    seconds = statistics.mean(taken for taken, _ in runs)
-    steps = max(len(sample) for _, samples in runs for sample in samples)
-    row |= {
-        "seconds": seconds,
-        "tokens": drawn,
-        "tokens_per_second": drawn / seconds,
-        "model": bench.about_model,
-    }
-    row["least_seconds"] = least_seconds(bench, sampler.model.skeleton, dtype, steps, drawn)
-    if bench.device == "cuda":
-        row["memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
-    bench.found(row)
-
-
-def sampler_of(bench: Pipeline, engine: str, dtype: str, context: int) -> Any:
-    """What `self_generated` draws with."""
-    from sae_faithful import LanguageModel, SourceRequest
-    from sae_faithful_plugins.self_generated import SelfGenerated
-    from sae_faithful_plugins.self_generated.engines import make_sampler
-    from sae_faithful_plugins.self_generated.engines.transformers import TransformersSampler
-
-    if engine == "vllm":
-        options = SelfGenerated(engine="vllm", dtype=dtype, gpu_memory_utilization=0.4)
-    else:
-        options = SelfGenerated(dtype=dtype)
-    request = SourceRequest(
-        name="own", n_tokens=context, context_size=context, prepend_bos=True, seed=0, cache_dir=bench.folder,
-        language_model=LanguageModel(bench.model_name, hooks=(bench.hook,), device=bench.device),
-    )  # fmt: skip
-    if engine == "vllm":
-        return make_sampler(options, request)
-    continuous = engine != "transformers, static"
-    sampler = TransformersSampler.from_options(options, request, continuous=continuous)
-    if continuous:
-        from sae_faithful_plugins.self_generated.engines.continuous_batching import why_not
-
-        reason = why_not(sampler.model)
-        if reason:
-            raise RuntimeError(reason)
-    return sampler
-
-
-def least_seconds(bench: Pipeline, skeleton: Any, dtype: str, steps: int, tokens: float) -> float:
-    """The longer of reading all weights once a step and multiplying every token with them, at this run's rates."""
-    weights = sum(one.numel() for one in skeleton.parameters())  # the input's matrix is the output's too
-    size = getattr(torch, dtype).itemsize
-    read = steps * weights * size / (bench.ceilings[COPY] * 1e9)
-    return max(read, 2 * weights * tokens / (bench.ceilings[f"GEMM {DTYPES[dtype]}, TFLOP/s"] * 1e12))
-
-
-# ---------------------------------------------------------------------------------------------- all of it
 
 
 def jobs(bench: Pipeline) -> Iterator[Job]:

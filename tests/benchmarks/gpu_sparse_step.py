@@ -159,14 +159,17 @@ def main() -> None:
         about["SAELens's COO with rescaling"] = coo_with_rescaling(options.device)
     for name, value in about.items():
         show(f"{name}: {value}")
-    for provider in (*DECODERS, TOPK, TOPK_COO, SPARSE_TOPK, SPARSE_TOPK_FUSED):
-        show(f"  {provider.name}: {provider.what}")
+    trainings = () if no_saelens else (TOPK, TOPK_COO, TOPK_COMPILED, SPARSE_TOPK, SPARSE_TOPK_FUSED)
+    providers = {provider.name: provider.what for provider in (*DECODERS, *trainings)}
+    for name, what in providers.items():
+        show(f"  {name}: {what}")
 
     def save() -> None:
         if options.json:
             results = {
                 "machine": about, "options": vars(options), "shapes": {name: bench.shape(name) for name in SHAPES},
-                "rows": bench.rows, "ceilings": bench.ceilings, "checks": bench.checks, "skipped": bench.skipped,
+                "providers": providers, "rows": bench.rows, "ceilings": bench.ceilings, "checks": bench.checks,
+                "skipped": bench.skipped,
                 "profiles": bench.profiles, "seconds": time.perf_counter() - started,
                 "goals": [goal.verdict(bench) for goal in goals()],
             }  # fmt: skip

@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
@@ -63,31 +64,25 @@ class Setting:
 OWN = Setting()
 
 
-class built_with:
+@contextmanager
+def built_with(kernels: Any, setting: Setting) -> Iterator[None]:
     """Has `sparse_triton` launch its kernels with a setting."""
+    before = {name: getattr(kernels, name) for name in ("ENTRIES", "CHUNK", "_tile", "_launch")}
+    kernels.ENTRIES = setting.entries or kernels.ENTRIES
+    kernels.CHUNK = setting.chunk or kernels.CHUNK
+    if setting.block is not None:
+        kernels._tile = lambda width, *widths: setting.block
+    if setting.warps is not None:
 
-    def __init__(self, kernels: Any, setting: Setting) -> None:
-        self.kernels, self.setting = kernels, setting
-        self.names = ("ENTRIES", "CHUNK", "_tile", "_launch")
+        def with_warps(kernel: Any, grid: tuple[int, int], *arguments: Any, **options: Any) -> None:
+            before["_launch"](kernel, grid, *arguments, **options | {"num_warps": setting.warps})
 
-    def __enter__(self) -> None:
-        kernels, setting = self.kernels, self.setting
-        self.before = {name: getattr(kernels, name) for name in self.names}
-        kernels.ENTRIES = setting.entries or kernels.ENTRIES
-        kernels.CHUNK = setting.chunk or kernels.CHUNK
-        if setting.block is not None:
-            kernels._tile = lambda width, *widths: setting.block
-        if setting.warps is not None:
-            launch = kernels._launch
-
-            def with_warps(kernel: Any, grid: tuple[int, int], *arguments: Any, **options: Any) -> None:
-                launch(kernel, grid, *arguments, **options | {"num_warps": setting.warps})
-
-            kernels._launch = with_warps
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
-            setattr(self.kernels, name, value)
+        kernels._launch = with_warps
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(kernels, name, value)
 
 
 def settings(function: str, *, tiny: bool) -> Iterator[Setting]:
