@@ -131,9 +131,11 @@ def main() -> None:
         modes = [0, *options.workers]
         seconds: dict[int, list[dict[str, float]]] = {mode: [] for mode in modes}
         digests: set[str] = set()
-        for _ in range(options.repeats):
+        for number in range(1, options.repeats + 1):
             for mode in modes:
                 one, digest = measured(content, mode, options)
+                took = ", ".join(f"{phase} {time:.1f} s" for phase, time in one.items())
+                say(f"round {number}, {mode or 'no'} workers: {took}")
                 seconds[mode].append(one)
                 digests.add(digest)
     report(seconds, digests, options)
