@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step gpu_tune gpu_pipeline memory_growth ray_throughput scaling
 
-.PHONY: install quickstart cunningham2023 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests gpu-sanitize $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 faithfulsae-smollm2 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests gpu-sanitize $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -30,6 +30,13 @@ quickstart: install
 cunningham2023: install
 	$(BIN)/sae-faithful run examples/cunningham2023.yaml --output runs/cunningham2023
 	$(BIN)/python examples/cunningham2023_tables.py runs/cunningham2023 > runs/cunningham2023/tables.md
+
+# FaithfulSAE on SmolLM2-135M, on a GPU, in pieces of so many minutes: docs/faithfulsae_smollm2.md. What is worth keeping
+# goes to OUT; the same command goes on.
+MINUTES ?= 9
+OUT ?= runs/faithfulsae_smollm2_kept
+faithfulsae-smollm2: install
+	$(BIN)/python examples/faithfulsae_smollm2.py --minutes $(MINUTES) --keep $(OUT)
 
 lint: install
 	$(BIN)/ruff check .

@@ -55,13 +55,14 @@ SECONDS_TO_STOP = 60
 """A run that was interrupted ends its step; after so many more it is killed, which costs what was half written."""
 SECONDS_TO_BEGIN = 30
 """With less time left no stage is begun: to import and to load a model takes as long."""
+WITHOUT_PLAN = "import logging; logging.getLogger('sae_faithful.experiment').setLevel('WARNING'); "
 TINY = {
     "device": "cpu", "context_size": 32, "training_tokens": 4_096, "train_batch_size_tokens": 256,
     "n_batches_in_buffer": 16, "store_batch_size_prompts": 8, "lr_warm_up_steps": 0, "lr_decay_steps": 0,
     "typicality_tokens": 300, "sae_seeds": [0, 1, 2], "sae.d_sae": 128, "sae.k": 8, "sources.own.n_tokens": 3_200,
     **{f"sources.{name}.batch_size": 32 for name in ("own", "chat", "shuffled", "other_model")},
     "evaluators": [
-        {"shared_features": {"encoder": False, "cross_source": False, "null_draws": 1}},
+        {"shared_features": {"encoder": False, "cross_source": False, "null_draws": 2}},
         {"fake_features": {"n_tokens": 640, "n_contexts": 1}},
         {"ood_score": {"reference": "own", "n_tokens": 100, "n_vectors": 100, "n_unigrams": 400}},
         {"reconstruction": {"ce_tokens": 32, "bos_ce_tokens": 32}},
@@ -124,8 +125,9 @@ def stages_of(recipe: dict[str, Any], first_seeds: int = FIRST_SEEDS) -> list[St
 
 def of_untrained_model(recipe: dict[str, Any]) -> dict[str, Any]:
     """The control: random weights, on natural text and on the text of the trained model."""
-    sources = {"own": {**recipe["sources"]["own"], "generator": recipe["model_name"]}}
-    return {**recipe, "model_init": "random", "sources": {**sources, "natural": recipe["sources"]["natural"]}}
+    own = {**recipe["sources"]["own"], "generator": recipe["model_name"]}
+    natural = {name: source for name, source in recipe["sources"].items() if name == "natural"}
+    return {**recipe, "model_init": "random", "sources": {"own": own, **natural}}
 
 
 def with_tasks(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -169,11 +171,13 @@ class Call:
     def do(self, stage: Stage, *, remove: bool) -> bool:
         """Run one stage; whether it is done. Then its small files are kept."""
         run = self.work / stage.run
+        # The plan with its times costs some seconds of measuring: it is made for a run that begins.
+        program = f"{WITHOUT_PLAN if run.exists() else ''}from sae_faithful.cli import main; main()"
         link_texts(self.work / stage.texts_of, run)
         config = self.work / "configs" / f"{stage.name.replace('/', '-')}.json"
         write_json(config, stage.config)
-        cli = [sys.executable, "-c", "from sae_faithful.cli import main; main()"]
-        if not self.run_in_time(stage.name, [*cli, "run", str(config), "--output", str(run)]):
+        command = [sys.executable, "-c", program, "run", str(config), "--output", str(run)]
+        if not self.run_in_time(stage.name, command):
             return False
         keep_run(run, self.keep / stage.run)
         seconds = sum(one["seconds"] for one in self.did if one["what"] == stage.name)

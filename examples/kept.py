@@ -98,9 +98,9 @@ def keep_folder(folder: Path, kept: Path) -> None:
 
 def restore_folder(kept: Path, folder: Path) -> None:
     """Unpack what `keep_folder` packed, unless the folder is there."""
-    parts = sorted(kept.parent.glob(f"{kept.name}.[0-9][0-9]"))
-    if folder.exists() or not parts:
+    if folder.exists() or not kept.with_name(f"{kept.name}.00").exists():
         return
+    parts = sorted(kept.parent.glob(f"{kept.name}.[0-9][0-9]"))
     partial = folder.with_name(PARTIAL + folder.name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -140,6 +140,39 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
 
 
 @pytest.fixture(scope="session")
+def byte_llama(tmp_path_factory: pytest.TempPathFactory, tiny_llama: str) -> str:
+    """A tiny random Llama with a byte-level tokenizer and a chat template: it reads any text, and writes some."""
+    import pydoc_data.topics
+
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("byte_llama")
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<bos>", "<eos>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    raw.train_from_iterator(list(pydoc_data.topics.topics.values())[:20], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(tiny_llama).chat_template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+            pad_token_id=1, initializer_range=0.05,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_hooked(tiny_llama: str) -> Any:
     """A random two-layer HookedTransformer."""
     import torch
