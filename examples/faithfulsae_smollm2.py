@@ -51,7 +51,7 @@ TASK_TABLES = ("36_sciq*", "4[12346]_*", "47_reasoning*", "5[0-2]_*", "54_cs*", 
                "89_glue*", "9[01]_glue*", "93_glue*", "95_toxic*", "37_arith*")  # fmt: skip
 """Questions, choices and pairs of sentences, as models are asked: 2.18 million tokens."""
 TASK_TOKENS = 2_150_000
-SECONDS_TO_STOP = 60
+SECONDS_TO_STOP = 20
 """A run that was interrupted ends its step; after so many more it is killed, which costs what was half written."""
 SECONDS_TO_BEGIN = 30
 """With less time left no stage is begun: to import and to load a model takes as long."""
