@@ -6,8 +6,8 @@
 Needs torch and Triton alone. Full steps need SAELens and this package installed as well; what is not there is named
 in the table. The most important jobs come first; those that no time is left for (`--minutes`) are named.
 
-- checks: ours against float64 at odd sizes and at every shape, dtype and law of indices, before anything is timed;
-  20 repeats bit by bit. The exit code is 1 if one fails.
+- checks: ours against float64 at odd sizes and at every shape and dtype, before anything is timed, at the main shapes
+  by every law of indices too (float32); 20 repeats bit by bit by each. The exit code is 1 if one fails.
 - decode: output and gradients for given indices, every provider once a round; forward and backward in one call
   between CUDA events. Each call takes another of four inputs. Errors are against float64: the worst of output and
   gradients. GB/s are of the bytes that both passes cannot do without. Memory is the peak beyond what was there
