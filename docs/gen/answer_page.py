@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 CLAIMED = {"sfr": "More shared features", "ffr": "Fewer fake features", "probing": "Better probes",
            "ce_difference": "A smaller loss of the model's predictions"}  # fmt: skip
+INTRODUCTION = (
+    "Cho et al. (2025, arXiv 2506.17673) say of sparse autoencoders (SAEs) trained on text that the model itself "
+    "wrote, beside SAEs trained on other text: more of their features are shared between seeds, fewer are excited by "
+    "random tokens, probes read more off them, and they change the model's predictions less; and that one thing lies "
+    "behind it: text far from the model makes SAEs unstable. This page holds each of these claims against runs of "
+    "this package, whichever way it comes out. Its tables and pictures are made by code from the files in "
+    "`docs/results/`; [how claims are judged](metrics.md#verdicts), [how correlations are judged]"
+    "(metrics.md#stability-and-distance)."
+)
 
 
 def page(made: Sequence[Made]) -> tuple[str, dict[str, str]]:
@@ -34,7 +43,7 @@ def page(made: Sequence[Made]) -> tuple[str, dict[str, str]]:
     main = [one for one in made if not one.control]
     untrained = [one for one in made if one.control]
     pictures: dict[str, str] = {}
-    parts = [_state(main), *_short(main)]
+    parts = [_state(main), INTRODUCTION, *_short(main)]
     for one in main:
         shown = (
             _facts(one), _claims(one, pictures), _distance(one, pictures), _definitions(one), controls(one, untrained),
@@ -56,7 +65,8 @@ def _state(main: Sequence[Made]) -> str:
     return (
         "**The run at scale has not been done: it needs a GPU, and none has been at hand.** What follows is what the "
         f"same code makes of the largest run so far, `{one.name}` ({one.run.manifest['summary']}), finished on "
-        f"{one.date} on {machine(one.run.manifest)}. It shows the form of the answer, and is none."
+        f"{one.date} on {machine(one.run.manifest)}. It shows the form of the answer, and is none. "
+        "[What would answer it](#from-nothing)."
     )
 
 

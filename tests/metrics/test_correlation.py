@@ -154,8 +154,9 @@ def test_two_seeds_of_a_pair_give_none_either() -> None:
 def test_sources_that_differ_no_more_than_seeds_have_no_interval() -> None:
     means = [1.0, 2.0, 3.0, 5.0, 4.0]
     scores = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert rank(scores, around(means, spread=0.5)).over_seeds.low is not None
-    # Standard errors of 2/√3; variance of the means 2.5, a fifth of it .5 < 4/3.
+    # Standard errors of spread/√3; variance of the means 2.5, a fifth of it .5: 1.2²/3 = .48, 1.25²/3 = .52.
+    assert rank(scores, around(means, spread=1.2)).over_seeds.low is not None
+    assert rank(scores, around(means, spread=1.25)).over_seeds.reason == SEEDS_MAKE_THE_SPREAD
     assert rank(scores, around(means, spread=2.0)).over_seeds.reason == SEEDS_MAKE_THE_SPREAD
     assert pearson(scores, around(means, spread=2.0)).over_seeds.reason == SEEDS_MAKE_THE_SPREAD
 

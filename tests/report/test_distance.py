@@ -105,6 +105,16 @@ def test_what_is_not_in_order_is_undecided_and_says_how_many_would_decide(rows_l
     assert found.sentence.endswith("undecided; about 7 sources would decide it if it is as found.")
 
 
+def test_what_these_sources_leave_undecided_takes_more_of_them(rows_like: Any) -> None:
+    # Ranks 1 2 3 4 5 against 5 4 3 1 2: Σd² = 16 + 4 + 0 + 9 + 9 = 38, -.9; 10 of 120 orders. Student's t would
+    # decide with five (√3 · .9 / √.19 = 3.58 > 3.18), but five did not.
+    found = of(
+        trends(rows_like([0.0, 0.1, 0.2, 0.3, 0.4], [0.5, 0.4, 0.3, 0.1, 0.2]), {"sources": NAMES}), "sfr"
+    )
+    assert (found.spearman, found.spearman_p) == pytest.approx((-0.9, 10 / 120))
+    assert (found.verdict, found.would_decide) == ("undecided", "about 6 sources")
+
+
 def test_too_few_sources_have_no_correlation_and_say_why(rows_like: Any, write_run: Any) -> None:
     rows = rows_like([0.0, 0.9], [0.5, 0.1])
     found = trends(rows, {"sources": NAMES[:2]})
