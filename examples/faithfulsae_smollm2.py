@@ -299,12 +299,14 @@ def main() -> None:
         for one in stages:
             say(f"{'done' if call.is_done(one) else '    '} {one.name}")
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: in the background of a script it is ignored, and what is started here would ignore it as well.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     call.begin()
     try:
         if train_other_model(call, recipe, tiny=arguments.tiny):
             for i, stage in enumerate(stages):
-                if call.left < SECONDS_TO_BEGIN:
+                if call.interrupted or call.left < SECONDS_TO_BEGIN:
                     break
                 later = {name for one in stages[i + 1 :] for name in (one.run, one.texts_of)}
                 remove = arguments.remove and stage.run not in later

@@ -178,16 +178,16 @@ def command(workplace: Path, *options: str) -> list[str]:
 
 def test_the_command_goes_on_after_an_interruption_and_on_another_machine(workplace: Path) -> None:
     stages = ("--stages", "^layer_0/[12]_seeds$")
-    process = subprocess.Popen(
-        [*command(workplace, *stages), "--keep", "kept"], stdout=subprocess.PIPE, text=True
-    )
+    # As in the background of a script, where SIGINT is ignored.
+    ignoring = ["bash", "-c", "trap '' INT; exec \"$@\"", "bash"]
+    process = subprocess.Popen([*ignoring, *command(workplace, *stages)], stdout=subprocess.PIPE, text=True)
     while process.poll() is None and not (workplace / "work/layer_0/data/own/card.json").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[0]
     assert process.returncode == 0, said
     # A Ctrl-C between two stages would find the first one done; here it is in its data.
-    assert "0 of 2 stages done; the same command goes on" in said
+    assert "0 of 2 stages done; the same command goes on" in said, said
     (line,) = (workplace / "kept/calls.jsonl").read_text().splitlines()
     assert [(one["what"], one["outcome"]) for one in json.loads(line)["did"]] == [
         ("other_model", "done"), ("layer_0/1_seeds", "interrupted"),
