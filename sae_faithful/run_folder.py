@@ -286,8 +286,13 @@ class RunFolder:
             record = json.loads((self.root / step.path / STEP_FILE).read_text(encoding="utf-8"))
             kinds = {"hash": str, "settings": dict, "inputs": dict, "files": dict}
             if all(isinstance(record[key], kind) for key, kind in kinds.items()):
-                return record
+                said = Step(step.path, record["settings"], record["inputs"])
+                # A changed setting in it would be refused as the user's.
+                if said.hash == record["hash"]:
+                    return record
         except FileNotFoundError:
+            if (self.root / step.path).exists():
+                self._note_damage(step.path, f"{STEP_FILE} is missing")
             return None
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
@@ -307,7 +312,8 @@ class RunFolder:
         self._damage[key] = damage
 
     def _made_at(self, path: str) -> int:
-        return (self.root / path / STEP_FILE).stat().st_mtime_ns
+        record = self.root / path / STEP_FILE
+        return record.stat().st_mtime_ns if record.exists() else 0
 
 
 def data_path(name: str) -> str:

@@ -68,6 +68,10 @@ def another_owner(folder: RunFolder) -> Iterator[subprocess.Popen[str]]:
 # Steps
 
 
+def changed(path: Path, key: str, value: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+
 def test_a_written_step_stands_whole_in_its_place(folder: RunFolder) -> None:
     with folder.writing(step()) as partial:
         (partial / "train.arrow").write_text("tokens")
@@ -84,8 +88,20 @@ def test_a_written_step_stands_whole_in_its_place(folder: RunFolder) -> None:
         (lambda made: (made / "step.json").write_text('{"hash": '), "step.json is damaged"),
         (lambda made: (made / "step.json").write_text("[]"), "step.json is damaged"),
         (lambda made: (made / "step.json").write_bytes(b"\xff\xfe"), "step.json is damaged"),
+        (lambda made: changed(made / "step.json", "hash", "0" * 16), "step.json is damaged"),
+        (lambda made: changed(made / "step.json", "settings", {"another": 1}), "step.json is damaged"),
+        (lambda made: (made / "step.json").unlink(), "step.json is missing"),
     ],
-    ids=["truncated", "missing", "half a record", "another record", "no text"],
+    ids=[
+        "truncated",
+        "missing",
+        "half a record",
+        "another record",
+        "no text",
+        "hash",
+        "setting",
+        "no record",
+    ],
 )
 def test_a_damaged_step_is_named_once_and_is_not_finished(
     folder: RunFolder, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], named: str
