@@ -168,6 +168,16 @@ def example(file: Path) -> str:
     return f"```yaml\n# experiment.yaml\n{file.read_text(encoding='utf-8')}```\n"
 
 
+def excerpt(file: Path) -> str:
+    """Of a run's report as text: what was run, the verdicts, and whose the text is."""
+    begin, *parts = re.split(r"^## (.+)\n\n", file.read_text(encoding="utf-8"), flags=re.M)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    sentences = [line for line in sections["Verdicts"].splitlines() if line.startswith("- ")]
+    table = [line for line in sections["Is the text the model's own?"].splitlines() if line.startswith("|")]
+    what = begin.strip().splitlines()[-1]
+    return "\n\n".join([what, "\n".join(sentences), "\n".join(table)]) + "\n"
+
+
 def made(plugins: PluginManager, what: str) -> str:
     """What belongs into the region named `what`."""
     verb, *arguments = what.split()
@@ -181,6 +191,7 @@ def made(plugins: PluginManager, what: str) -> str:
         "list": lambda kind: listing(plugins, kind),
         "fields": lambda _: config_fields(),
         "config": lambda file: example(ROOT / file),
+        "excerpt": lambda file: excerpt(ROOT / file),
     }
     return makers[verb](*arguments)
 
