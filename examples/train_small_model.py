@@ -30,7 +30,7 @@ PROSE = [
     for name in ("45_context_ans*", "4[89]_cm_*", "5[6-9]_wikidata*", "6[0-4]_wikidata*", "9[6-9]_*", "10[01]_*",
                  "157_amazon*")
 ]  # fmt: skip
-DONE, CHECKPOINT = "training.json", "checkpoint.pt"
+DONE, CHECKPOINT = "training.json", "checkpoint.safetensors"
 HELD_OUT_ROWS = 256
 
 
@@ -224,29 +224,48 @@ class Training:
         return self.rows[torch.stack(chosen)]
 
     def _write_checkpoint(self) -> None:
-        import torch
+        """Tensors and JSON alone, in one file: nothing that is read runs code."""
+        from safetensors.torch import save_file
 
         self.output.mkdir(parents=True, exist_ok=True)
         partial = self.output / f".partial-{CHECKPOINT}"
-        state = {
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for i, state in optimizer["state"].items():
+            tensors |= {f"optimizer/{i}/{name}": tensor for name, tensor in state.items()}
+        about = {
             "settings": asdict(self.settings), "step": self.step, "seconds": self.seconds,
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "param_groups": optimizer["param_groups"],
         }  # fmt: skip
-        torch.save(state, partial)
+        # Copies: embeddings that are also the output's weights are one tensor under two names.
+        save_file(
+            {name: tensor.cpu().clone() for name, tensor in tensors.items()},
+            partial,
+            {"about": json.dumps(about)},
+        )
         partial.replace(self.output / CHECKPOINT)
 
     def _resume(self) -> None:
-        import torch
+        from safetensors import safe_open
 
         path = self.output / CHECKPOINT
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["settings"] != asdict(self.settings):
+        with safe_open(path, framework="pt", device=str(self.device)) as file:
+            about = json.loads(file.metadata()["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        if about["settings"] != json.loads(json.dumps(asdict(self.settings))):
             raise SystemExit(f"error: {path} is of other settings; give another --output or delete it")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            kind, *rest = name.split("/")
+            if kind == "optimizer":
+                state.setdefault(int(rest[0]), {})[rest[1]] = tensor
+        self.model.load_state_dict(
+            {name.removeprefix("model/"): one for name, one in tensors.items() if name.startswith("model/")}
+        )
+        self.optimizer.load_state_dict({"state": state, "param_groups": about["param_groups"]})
+        self.step, self.seconds = about["step"], about["seconds"]
 
 
 def train(settings: Settings, output: Path, device: str, minutes: float = math.inf) -> bool:

@@ -288,9 +288,8 @@ def damaged_file(trial: Trial) -> str:
             name for name in comparable_files(trial.run) if name.startswith(("data/", "saes/", "results/"))
         )
     )
+    step = next(str(path) for path in (trial.run / name).parents if (path / "step.json").exists())
     how = _damage(trial.run / name, trial.random)
-    step = next(str(path) for path in (trial.run / name).parents if (path / "step.json").exists()
-                or path.parent.name in ("data", "results"))  # fmt: skip
     said = trial.finish().text
     if step not in said or "it will be made again" not in said:
         raise TrialFailed(f"{name} was {how}, and is not named:\n{said[:3_000]}")

@@ -56,7 +56,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
 
     monkeypatch.setattr(script.Training, "_one_step", interrupted_after_5)
     assert not script.train(settings, tmp_path / "stopped", "cpu")
-    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["checkpoint.pt"]
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["checkpoint.safetensors"]
     assert script.train(settings, tmp_path / "stopped", "cpu")
     # 4,096 tokens in steps of 8 rows of 32.
     reports = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "stopped")]
@@ -65,7 +65,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
     whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
-    assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
+    assert not (tmp_path / "stopped" / "checkpoint.safetensors").exists()
 
 
 def test_it_learns_and_the_source_takes_it(
