@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import math
 import statistics
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,3 +183,29 @@ def line_of(row: Row) -> str:
     if "memory_mb" in row:
         line += f" {row['memory_mb']:8.0f} MB"
     return line + (f" error {row['error']:.1e}" if "error" in row else "")
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The command line that every script for a GPU has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--minutes", type=float, default=9.0, help="in all; what no time is left for is named")
+    made.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    made.add_argument("--tiny", action="store_true", help="tiny sizes, to try the logic")
+    made.add_argument("--json", type=Path, help="also write the figures here")
+    return made
+
+
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for; refused where the device cannot do it.
+
+    Raises:
+        SystemExit: no GPU, or a GPU's sizes on a CPU.
+    """
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU here: run with --device cpu --tiny to try the logic")
+    if options.device == "cpu" and not options.tiny:
+        raise SystemExit("--device cpu needs --tiny: the sizes are a GPU's")
+    return options

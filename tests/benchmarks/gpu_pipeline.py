@@ -18,7 +18,6 @@ come first; those that no time is left for (`--minutes`) are named.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_bench import Job, measure_rates, run_jobs
+from gpu_bench import Job, measure_rates, options_of, parser_of, run_jobs
 from gpu_generation import BATCHES, DTYPES, ENGINES, measure_generation
 from gpu_matching import measure_matching
 from gpu_surroundings import Pipeline, line_of
@@ -172,21 +171,9 @@ def show_results(bench: Pipeline) -> None:
 
 def main() -> None:
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=9.0, help="in all; what no time is left for is named"
-    )
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the logic")
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", default=[], help="jobs whose names begin so, and the rates")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU here: run with --device cpu --tiny to try the logic")
-    if options.device == "cpu" and not options.tiny:
-        raise SystemExit("--device cpu needs --tiny: the sizes are a GPU's")
+    options = options_of(parser)
     about = machine(options.device)
     if options.device == "cuda":
         about |= {"driver": driver(), "cuda": torch.version.cuda}

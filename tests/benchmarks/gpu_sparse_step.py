@@ -19,14 +19,22 @@ in the table. The most important jobs come first; those that no time is left for
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
-from gpu_bench import SHAPES, VARIANTS_OF_B, Bench, Job, line_of, measure_ceilings, run_jobs
+from gpu_bench import (
+    SHAPES,
+    VARIANTS_OF_B,
+    Bench,
+    Job,
+    line_of,
+    measure_ceilings,
+    options_of,
+    parser_of,
+    run_jobs,
+)
 from gpu_checks import check_repeats, check_shapes, check_small_cases
 from gpu_decoders import (
     DENSE_AUTOCAST,
@@ -129,25 +137,13 @@ def show_results(bench: Bench) -> None:
 
 def main() -> None:
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=9.0, help="in all; jobs that no time is left for are named"
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(
         "--seconds", type=float, default=16.0, help="the most that the rounds of one job take"
     )
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the logic")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU here: run with --device cpu --tiny to try the logic")
-    if options.device == "cpu" and not options.tiny:
-        raise SystemExit("--device cpu needs --tiny: the shapes are a GPU's")
+    options = options_of(parser)
     until = started + 60 * options.minutes
     no_saelens = "left out by --no-steps" if options.no_steps else saelens_missing()
     bench = Bench(options.device, options.tiny, options.rounds, options.seconds, no_saelens, until)

@@ -11,7 +11,6 @@ what they take with 8 hot latents. A change of `sparse_triton` stays with who re
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -21,11 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_bench import Bench, Job, run_jobs
+from gpu_bench import Bench, Job, options_of, parser_of, run_jobs
 from measuring import driver, first_line, interleaved, machine, show
 from sparse_inputs import Case, Shape, case, indices_by
 from sparse_providers import relative_errors, worst
@@ -191,21 +189,9 @@ def show_best(rows: list[Row], best: int = 4) -> None:
 
 def main() -> None:
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=9.0, help="in all; what no time is left for is named"
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the logic")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU here: run with --device cpu --tiny to try the logic")
-    if options.device == "cpu" and not options.tiny:
-        raise SystemExit("--device cpu needs --tiny: the shapes are a GPU's")
+    options = options_of(parser)
     if options.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported.
     from sae_faithful.ops import sparse_triton
