@@ -8,8 +8,6 @@ they take longer than the run.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.server
 import json
 import multiprocessing
 import os
@@ -17,19 +15,27 @@ import random
 import re
 import shutil
 import signal
-import socketserver
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .fault_making import (
+    can_mount,
+    damage,
+    mounted,
+    nan_from,
+    raise_at,
+    reach_for_hub,
+    remount,
+    unreliable_server,
+)  # fmt: skip
+from .forked import be_the_command, import_everything
 from .run_files import comparable_files, first_difference
 from .small_run import SMALL_RUN
 
@@ -141,7 +147,7 @@ class Trial:
         output = self.folder / f"output{self._runs}.txt"
         pid = os.fork()
         if pid == 0:
-            _be_the_command(["run", str(file), "--output", str(self.run)], output, inject, {
+            be_the_command(["run", str(file), "--output", str(self.run)], output, inject, {
                 "SAE_FAITHFUL_CACHE": str(self.cache), **(environment or {}),
             })  # fmt: skip
         return Running(pid, output)
@@ -162,34 +168,6 @@ class Trial:
         if difference is not None:
             raise TrialFailed(f"after the last run {difference}:\n{ended.text[-2_000:]}")
         return ended
-
-
-def _be_the_command(
-    arguments: list[str], output: Path, inject: Callable[[], object] | None, environment: dict[str, str]
-) -> None:
-    """Never comes back."""
-    code = 70
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(descriptor, stream)
-        os.environ.update(environment)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        from sae_faithful.cli import main
-
-        if inject is not None:
-            inject()
-        try:
-            main(arguments, prog_name="sae-faithful")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 # The faults. Each gets a trial whose folder nothing has touched, disturbs one or more runs and checks what they said.
@@ -240,7 +218,7 @@ def read_only(trial: Trial) -> str:
 def out_of_memory(trial: Trial) -> str:
     """One allocation fails: in a pass, a training step, a shard, or a score of typicality."""
     place, call = trial.random.choice(ALLOCATING), trial.random.randrange(12)
-    ended = trial.start(lambda: _raise_at(place, call)).end()
+    ended = trial.start(lambda: raise_at(place, call)).end()
     if ended.code == EXIT_FINE:
         ended.fine()
         went_on = "out of memory" in ended.text
@@ -273,7 +251,7 @@ ALLOCATING = (
 def not_finite(trial: Trial) -> str:
     """The model's activations turn NaN from a random forward on."""
     call = trial.random.randrange(60)
-    ended = trial.start(lambda: _nan_from(call)).end()
+    ended = trial.start(lambda: nan_from(call)).end()
     if ended.code != EXIT_FINE:
         ended.clear(EXIT_RUN, "not finite")
     trial.finish()
@@ -289,7 +267,7 @@ def damaged_file(trial: Trial) -> str:
         )
     )
     step = next(str(path) for path in (trial.run / name).parents if (path / "step.json").exists())
-    how = _damage(trial.run / name, trial.random)
+    how = damage(trial.run / name, trial.random)
     said = trial.finish().text
     if step not in said or "it will be made again" not in said:
         raise TrialFailed(f"{name} was {how}, and is not named:\n{said[:3_000]}")
@@ -301,7 +279,7 @@ def damaged_shard(trial: Trial) -> str:
     trial.start().end().fine()
     shards = sorted(trial.cache.rglob("shard-*"))
     shard = trial.random.choice(shards)
-    how = _damage(shard, trial.random)
+    how = damage(shard, trial.random)
     shutil.rmtree(trial.run / "data" / "faithful")
     said = trial.finish().text
     # A lost shard is drawn again as one that never was.
@@ -323,7 +301,7 @@ def damaged_checkpoint(trial: Trial) -> str:
         trial.finish()
         return "had ended"
     file = trial.random.choice(sorted(files))
-    how = _damage(file, trial.random)
+    how = damage(file, trial.random)
     said = trial.finish().text
     if "saes/faithful: reused" not in said and "is left out: " not in said:
         raise TrialFailed(f"{file.relative_to(trial.run)} was {how}, and is not named:\n{said[:3_000]}")
@@ -368,7 +346,7 @@ def hub_unreachable(trial: Trial) -> str:
     """A dataset is on a hub that does not answer, answers with errors, or goes away."""
     with unreliable_server(trial.random) as (address, kind):
         ended = trial.start(
-            lambda: _reach_for_hub(address),
+            lambda: reach_for_hub(address),
             datasets={"web": {"plugin": "hub_dataset", "path": "nobody/texts", "n_tokens": 320}},
         ).end()
     ended.clear(ended.code or EXIT_RUN, "nobody/texts")
@@ -386,142 +364,6 @@ FAULTS: dict[str, Callable[[Trial], str]] = {
     )
 }  # fmt: skip
 NEED_MOUNT = {"full_disk", "read_only"}
-
-
-# How faults are made.
-
-
-@contextlib.contextmanager
-def mounted(place: Path, options: str) -> Generator[None]:
-    """A disk of its own in memory at `place`; for root only."""
-    place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def remount(place: Path, options: str) -> None:
-    """Change the options of a disk."""
-    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
-
-
-def can_mount() -> bool:
-    """Whether this process may."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with mounted(Path(folder), "size=4096"):
-                return True
-        except (OSError, subprocess.CalledProcessError):
-            return False
-
-
-def _owner(place: str) -> tuple[Any, str]:
-    """The class, and the method's name, of `module:Class.method`."""
-    import importlib
-
-    module, _, path = place.partition(":")
-    name, _, method = path.partition(".")
-    return getattr(importlib.import_module(module), name), method
-
-
-def _raise_at(place: str, call: int) -> None:
-    """Let one call of a method fail for lack of memory."""
-    import torch
-
-    owner, name = _owner(place)
-    method = getattr(owner, name)
-    calls = iter(range(10**9))
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == call:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return method(*args, **kwargs)
-
-    setattr(owner, name, failing)
-
-
-def _nan_from(call: int) -> None:
-    """Let a layer of the model give NaN from its `call`-th forward on."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    forward = LlamaDecoderLayer.forward
-    calls = iter(range(10**9))
-
-    def spoilt(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        if next(calls) >= call:
-            (output if not isinstance(output, tuple) else output[0]).fill_(float("nan"))
-        return output
-
-    LlamaDecoderLayer.forward = spoilt
-
-
-def _reach_for_hub(address: str) -> None:
-    """Let the hub's libraries, which have read their environment already, look for it at `address`."""
-    import datasets.config
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = False
-    datasets.config.HF_HUB_OFFLINE = False
-    for module in (huggingface_hub.constants, datasets.config):
-        for name in ("ENDPOINT", "HF_ENDPOINT"):
-            if hasattr(module, name):
-                setattr(module, name, address)
-
-
-def _damage(file: Path, draw: random.Random) -> str:
-    """Cut a file short, change a stretch of it, or lose it; says which."""
-    content = file.read_bytes()
-    how = draw.choice(["cut short", "changed", "lost"])
-    place = draw.randrange(len(content)) if content else 0
-    if how == "lost" or not content:
-        file.unlink()
-        return "lost"
-    if how == "cut short":
-        file.write_bytes(content[:place])
-    else:
-        length = draw.choice([1, 8, 64])
-        changed = bytes(byte ^ draw.randrange(1, 256) for byte in content[place : place + length])
-        file.write_bytes(content[:place] + changed + content[place + length :])
-    return how
-
-
-@contextlib.contextmanager
-def unreliable_server(draw: random.Random) -> Iterator[tuple[str, str]]:
-    """An address where nobody answers well, and in what way."""
-    kind = draw.choice(["refused", "closed", "error 500", "no answer", "goes away"])
-    begun, lives = time.monotonic(), draw.uniform(0, 4)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            if kind == "no answer":
-                time.sleep(60)
-            elif kind == "error 500" or (kind == "goes away" and time.monotonic() < begun + lives):
-                self.send_response(500)
-                self.end_headers()
-            self.connection.close()
-
-        do_GET = do_POST = do_HEAD = answer
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing."""
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        allow_reuse_address = True
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Connections that end in the middle are what it is for."""
-
-    if kind == "refused":
-        yield "http://127.0.0.1:9", kind
-        return
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", kind
-        server.shutdown()
 
 
 # The trials.
@@ -564,7 +406,7 @@ def do_trials(
     faults: list[str], times: int, seed: int, scratch: Path
 ) -> Iterator[tuple[str, int, str, str | None]]:
     """Each fault so often: its name, the trial's number, what happened, and what was wrong."""
-    _import_everything()
+    import_everything()
     model = scratch / "model"
     make_model(model)
     whole = Trial(scratch / "undisturbed", config_of(model), {}, 0.0, random.Random(seed))
@@ -586,24 +428,6 @@ def do_trials(
                 yield name, number, "failed", f"{error}\n{kept}"
             else:
                 shutil.rmtree(trial.folder, ignore_errors=True)
-
-
-def _import_everything() -> None:
-    """Before the first fork. Threads do not survive one: none may be started here."""
-    os.environ.update(
-        OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", WANDB_MODE="disabled"
-    )
-    import pandas as pd
-    import plotly.graph_objects as go
-    import sae_lens
-    import torch
-
-    from sae_faithful import cli, experiment, load_plugins
-    from sae_faithful.report import write_report
-
-    del pd, go, sae_lens, cli, experiment, write_report
-    torch.set_num_threads(1)
-    load_plugins()
 
 
 def _share(arguments: tuple[list[str], int, int]) -> list[tuple[str, int, str, str | None]]:
