@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, required=True, help="the folder that uv is in")
     asked = parser.parse_args()
     folder = ROOT / f".venv-{asked.name}"
-    pins = folder / "pins.txt"
-    if pins.exists() and pins.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime:
+    pyproject, done = (ROOT / "pyproject.toml").read_text(encoding="utf-8"), folder / "made_for.toml"
+    if done.exists() and done.read_text(encoding="utf-8") == pyproject:
         return
     run(sys.executable, "-m", "venv", "--clear", str(folder))
     pip = (str(folder / "bin" / "pip"), "install", "--quiet")
@@ -61,7 +61,7 @@ def main() -> None:
     run(*pip, "--no-deps", "--requirement", str(rest))
     run(*pip, "--no-deps", *DATA)
     run(*pip, "--no-deps", "--editable", ".")
-    rest.replace(pins)
+    done.write_text(pyproject, encoding="utf-8")
 
 
 def run(*command: str) -> None:

@@ -25,10 +25,6 @@ class Parser:
     """The module whose error branches it is to reach; several with blanks between."""
 
 
-class Refused(Exception):
-    """A ValueError that the registry turns into a UsageError."""
-
-
 def with_file(path: Path, read: Callable[[], object]) -> Read:
     """`read` where the file at `path` is the input; afterwards it is as it was."""
     before = path.read_bytes() if path.exists() else None

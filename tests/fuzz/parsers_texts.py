@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from parser import Parser, Read, Refused, with_file
+from parser import Parser, Read, with_file
 
 
 def of_texts(examples: Path, sandbox: Path) -> list[Parser]:
@@ -20,7 +20,9 @@ def of_texts(examples: Path, sandbox: Path) -> list[Parser]:
     import zstandard
 
     from sae_faithful import LanguageModel
+    from sae_faithful.registry import build_options
     from sae_faithful.source_request import SourceRequest
+    from sae_faithful_plugins.ioi_patching import IOIPatching
     from sae_faithful_plugins.ioi_patching.prompts import read_pairs, tokenize_pairs
     from sae_faithful_plugins.probing.tasks import LocalTask, load_task
     from sae_faithful_plugins.self_generated.shards import ShardCache
@@ -70,11 +72,8 @@ def of_texts(examples: Path, sandbox: Path) -> list[Parser]:
         return read
 
     def of_pairs() -> None:
-        try:
-            found = read_pairs(pairs)
-        except ValueError as error:  # as of an option: shown as a UsageError by the registry
-            raise Refused(str(error)) from error
-        tokenize_pairs(model, found, pairs)
+        build_options(IOIPatching, "ioi_patching", {"pairs": str(pairs)})
+        tokenize_pairs(model, read_pairs(pairs), pairs)
 
     where = "sae_faithful_plugins.text_files"
     tasks = "sae_faithful_plugins.probing.tasks"

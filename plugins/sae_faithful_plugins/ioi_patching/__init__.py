@@ -84,7 +84,7 @@ class IOIPatching:
             if not self.pairs.endswith(".jsonl"):
                 raise ValueError(f"pairs '{self.pairs}' is neither 'ioi' nor a FILE.jsonl")
             path = Path(self.pairs).expanduser()
-            read_pairs(path)
+            self._read = read_pairs(path)
             self.pairs_hash = hash_file(path)
 
     def work(self, context: EvalContext) -> Work:
@@ -160,9 +160,8 @@ class IOIPatching:
             texts, tokens = draw_ioi(model, self.selection_pairs + self.n_pairs, rng)
             n_choosing = self.selection_pairs
         else:
-            path = Path(self.pairs).expanduser()
-            read = read_pairs(path)
-            every = tokenize_pairs(model, read, path)
+            read = self._read
+            every = tokenize_pairs(model, read, Path(self.pairs).expanduser())
             # Half of a small file is left to be measured.
             n_choosing = min(self.selection_pairs, len(read) // 2)
             drawn = rng.permutation(len(read))[: n_choosing + self.n_pairs]
