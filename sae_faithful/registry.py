@@ -161,6 +161,10 @@ def build_options(cls: type[Any], owner: str, options: Mapping[str, Any]) -> Any
     except ValidationError as error:
         names = [field.name for field in dataclasses.fields(cls) if field.init]
         raise UsageError(describe_errors(error, owner, names)) from None
+    except UnicodeEncodeError as error:
+        # pydantic cannot pass on a line that quotes half of a surrogate pair; the line is what it was given.
+        line = error.object.encode(errors="backslashreplace").decode()
+        raise UsageError(f"{owner}: {line}") from None
 
 
 def describe_errors(error: ValidationError, owner: str, names: Sequence[str]) -> str:

@@ -12,7 +12,14 @@ import pytest
 from pluggy import HookimplMarker
 
 from sae_faithful.interfaces import UsageError
-from sae_faithful.registry import KINDS, RESTRICT_VARIABLE, PluginManager, load_plugins, unknown
+from sae_faithful.registry import (
+    KINDS,
+    RESTRICT_VARIABLE,
+    PluginManager,
+    build_options,
+    load_plugins,
+    unknown,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -352,6 +359,20 @@ def test_all_that_is_wrong_is_said_at_once(manager: PluginManager) -> None:
 def test_a_value_the_class_refuses_is_told_in_its_own_words(manager: PluginManager) -> None:
     with pytest.raises(UsageError, match=r"^source 'news': lr -2.0 is below 0$"):
         manager.create("source", "news", {"path": "x", "lr": -2})
+
+
+def test_half_of_a_surrogate_pair_is_shown_as_its_escape() -> None:
+    @dataclasses.dataclass
+    class Files:
+        path: str
+
+        def __post_init__(self) -> None:
+            raise ValueError(f"there is no file '{self.path}' für dich")
+
+    # JSON and YAML can say it, and pydantic cannot repeat it.
+    with pytest.raises(UsageError) as error:
+        build_options(Files, "source 'files'", {"path": "a\ud800.txt"})
+    assert str(error.value) == "source 'files': there is no file 'a\\ud800.txt' für dich"
 
 
 def test_a_number_that_yaml_reads_as_text_becomes_a_number(manager: PluginManager) -> None:
