@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 from collections import Counter
+from functools import lru_cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,12 @@ def _restrict(entry_points: list[metadata.EntryPoint]) -> list[metadata.EntryPoi
 
 
 def _distribution(point: metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist is not None else ("(unknown distribution)", "")
+    return ("(unknown distribution)", "") if point.dist is None else _name_and_version(point.dist)
+
+
+@lru_cache(maxsize=8)  # one for all plugins of a distribution: its metadata is parsed anew at every access
+def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
+    return distribution.name, distribution.version
 
 
 def _first_line(offered: Callable[..., Any] | type[Any]) -> str:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 from importlib import metadata
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -155,11 +154,19 @@ def test_loading_and_listing_imports_neither_torch_nor_saelens() -> None:
     assert process.stdout == "True True []\n"
 
 
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """As much of a distribution as is asked for."""
+
+    name: str
+    version: str = "1"
+
+
 def test_two_entry_points_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     points: list[Any] = []
     for owner in ("zebra-plugins", "apple-plugins"):
         point = metadata.EntryPoint("text", "json", "sae_faithful")
-        vars(point).update(dist=SimpleNamespace(name=owner, version="1"))
+        vars(point).update(dist=Owner(owner))
         points.append(point)
     monkeypatch.setattr(metadata, "entry_points", lambda *, group: points if group == "sae_faithful" else [])
     with pytest.raises(UsageError) as error:
