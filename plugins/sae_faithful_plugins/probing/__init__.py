@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sae_faithful import EvalContext, EvalResult, Observer, SAEHandle
-    from sae_faithful_plugins.probing.fitting import Probe, Reduction
+    from sae_faithful_plugins.probing.fitting import Fit, Probe
     from sae_faithful_plugins.probing.representations import PooledTexts
     from sae_faithful_plugins.probing.results import Scored
     from sae_faithful_plugins.probing.tasks import Task
@@ -72,6 +72,8 @@ class Probing:
 
     def work(self, context: EvalContext) -> Work:
         """Texts about half as long as they may be, and the probes, as fast as one of random numbers."""
+        import torch
+
         from sae_faithful_plugins.probing.fitting import probe_trial
 
         tasks, hooks = len(parse_tasks(self.tasks)), {handle.hook for handle in context.handles}
@@ -82,7 +84,7 @@ class Probing:
         sparse = tasks * len(context.handles) * (2 + len(self.sparse_k))
         d_in = max((int(handle.sae.cfg.d_in) for handle in context.handles), default=1)
         trials = [
-            probe_trial(self.max_examples, width, self.cs, times)
+            probe_trial(self.max_examples, width, self.cs, times / torch.get_num_threads())
             for width, times in ((d_in, dense), (widest, sparse))
         ]
         # Each SAE's latents, their reconstruction, and a random SAE's latents.
@@ -123,7 +125,6 @@ class ProbedTask:
         self.chosen: dict[str, Any] = {}
         """C and latents of every probe, by representation."""
         self.scored: Scored
-        self._fitted: set[Key] = set()
 
     def rows(self) -> Iterator[EvalResult | FeatureTable]:
         """Everything there is to say about the task."""
@@ -138,16 +139,19 @@ class ProbedTask:
         ids = tokenize(model, [*task.train.texts, *task.test.texts], self.options.max_tokens)
         yield from self.scored.shared_rows(self._text_floors(ids))
         pooled = pool_texts(self.context, ids, self.options.pool)
-        for hook in dict.fromkeys(handle.hook for handle in self.context.handles):
-            yield from self.scored.shared_rows(self._probes_of_hook(pooled, hook), hook=hook)
-        keys: dict[tuple[str, str, str, int], dict[str, Key]] = {}
-        with Progress(f"probing: {task.name}", len(self.context.handles), "SAEs") as progress:
-            for handle in self.context.handles:
-                keys[handle.key] = own = self._probes_of_sae(pooled, pooled.keys(handle))
-                yield from self.scored.rows_of_sae(handle, own)
-                yield self._ranking(pooled, handle, own["latents"])
-                progress.update()
-        yield from self.scored.rows_of_sources(keys)
+        hooks = dict.fromkeys(handle.hook for handle in self.context.handles)
+        of_hooks = {hook: self._fits_of_hook(hook) for hook in hooks}
+        of_saes = {handle.key: self._fits_of_sae(pooled.keys(handle)) for handle in self.context.handles}
+        self._fit(
+            pooled, [fit for fits in (of_hooks, of_saes) for one in fits.values() for fit in one.values()]
+        )
+        for hook, fits in of_hooks.items():
+            yield from self.scored.shared_rows(_keys(fits), hook=hook)
+        for handle in self.context.handles:
+            own = _keys(of_saes[handle.key])
+            yield from self.scored.rows_of_sae(handle, own)
+            yield self._ranking(pooled, handle, own["latents"])
+        yield from self.scored.rows_of_sources({key: _keys(fits) for key, fits in of_saes.items()})
 
     def _text_floors(self, ids: Sequence[Sequence[int]]) -> dict[str, Key]:
         """Probes without a model: of the words that the model gets to see, and of no text at all."""
@@ -162,23 +166,19 @@ class ProbedTask:
         self._add(("majority",), majority(train.labels, len(test)))
         return {"tfidf": ("tfidf",), "majority": ("majority",)}
 
-    def _probes_of_hook(self, pooled: PooledTexts, hook: str) -> dict[str, Key]:
-        raw = ("raw", hook)
-        self._fit(pooled, raw, raw)
-        keys: dict[str, Key] = {"raw": raw}
-        for k in self.options.sparse_k:
-            keys[f"pca,k={k}"] = key = ("pca", hook, k)
-            self._fit(pooled, raw, key, "pca", k)
-        return keys
+    def _fits_of_hook(self, hook: str) -> dict[str, Fit]:
+        from sae_faithful_plugins.probing.fitting import Fit
 
-    def _probes_of_sae(self, pooled: PooledTexts, keys: dict[str, Key]) -> dict[str, Key]:
-        for key in keys.values():
-            self._fit(pooled, key, key)
-        sparse: dict[str, Key] = {}
-        for k in self.options.sparse_k:
-            sparse[f"latents,k={k}"] = key = (*keys["latents"], k)
-            self._fit(pooled, keys["latents"], key, "select", k)
-        return keys | sparse
+        raw = ("raw", hook)
+        components = {f"pca,k={k}": Fit(("pca", hook, k), raw, "pca", k) for k in self.options.sparse_k}
+        return {"raw": Fit(raw, raw)} | components
+
+    def _fits_of_sae(self, keys: dict[str, Key]) -> dict[str, Fit]:
+        from sae_faithful_plugins.probing.fitting import Fit
+
+        latents = keys["latents"]
+        sparse = {f"latents,k={k}": Fit((*latents, k), latents, "select", k) for k in self.options.sparse_k}
+        return {name: Fit(key, key) for name, key in keys.items()} | sparse
 
     def _ranking(self, pooled: PooledTexts, handle: SAEHandle, of: Key) -> FeatureTable:
         """What k-sparse probes rank the SAE's latents by, on all training texts."""
@@ -188,22 +188,27 @@ class ProbedTask:
         statistic = f_statistics(train, self.task.train.labels).astype(np.float32)
         return FeatureTable(handle=handle, columns={f"f_statistic.{self.task.name}": statistic})
 
-    def _fit(self, pooled: PooledTexts, of: Key, key: Key, reduction: Reduction = "none", k: int = 0) -> None:
-        """One probe, unless another SAE that shares the representation had it fitted."""
-        from sae_faithful_plugins.probing.fitting import fit_probe
+    def _fit(self, pooled: PooledTexts, fits: Sequence[Fit]) -> None:
+        """All probes, once each: SAEs share representations."""
+        import torch
 
-        if key in self._fitted:
-            return
-        train = self.task.train
-        matrix: Any = pooled.matrix(of)
-        probe = fit_probe(
-            matrix[: len(train)], train.labels, matrix[len(train) :],
-            cs=self.options.cs, seed=self.seed, reduction=reduction, k=k,
+        from sae_faithful_plugins.probing.fitting import fit_probes
+
+        each = list({fit.key: fit for fit in fits}.values())
+        probes = fit_probes(
+            each, pooled.matrix, self.task.train.labels,
+            cs=self.options.cs, seed=self.seed, processes=torch.get_num_threads(),
         )  # fmt: skip
-        self._add(key, probe)
+        with Progress(f"probing: {self.task.name}", len(each), "probes") as progress:
+            for fit, probe in zip(each, probes, strict=True):
+                self._add(fit.key, probe)
+                progress.update()
 
     def _add(self, key: Key, probe: Probe) -> None:
-        self._fitted.add(key)
         self.scored.add(key, probe.scores)
         kept = {"C": probe.C} | ({} if probe.columns is None else {"latents": probe.columns})
         self.chosen["/".join(str(part) for part in key)] = kept
+
+
+def _keys(fits: dict[str, Fit]) -> dict[str, Key]:
+    return {name: fit.key for name, fit in fits.items()}

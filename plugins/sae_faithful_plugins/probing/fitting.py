@@ -11,9 +11,11 @@ import numpy as np
 from sae_faithful import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Float, Int
+
+    Key = tuple[Any, ...]
 
 Reduction = Literal["none", "select", "pca", "as_is"]
 N_FOLDS = 5
@@ -30,6 +32,19 @@ class Probe:
     """Inverse strength of the L2 penalty that cross-validation chose."""
     columns: list[int] | None = None
     """The latents of a k-sparse probe, best first."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A probe to be fitted."""
+
+    key: Key
+    """Its name."""
+    of: Key
+    """The representation that it reads."""
+    reduction: Reduction = "none"
+    k: int = 0
+    """Latents or principal components that are left by `reduction`."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,38 @@ def fit_probe(
         scores = np.asarray(model.decision_function(preparation.apply(test)), np.float64)
     columns = preparation.columns
     return Probe(scores, chosen, None if columns is None else [int(column) for column in columns])
+
+
+def fit_probes(
+    fits: Sequence[Fit],
+    matrix: Callable[[Key], Any],
+    labels: Int[np.ndarray, " texts"],
+    *,
+    cs: Sequence[float],
+    seed: int,
+    processes: int,
+) -> Iterator[Probe]:
+    """Each probe of `fits`, in their order, as `fit_probe` gives it, whatever the number of processes.
+
+    Args:
+        fits: which.
+        matrix: a representation of all texts, those of the training set first.
+        labels: of the training set.
+        cs: candidates for C.
+        seed: of the folds.
+        processes: that fit at a time; each probe takes one core.
+    """
+    from joblib import Parallel, delayed
+
+    def tasks() -> Iterator[Any]:
+        for fit in fits:
+            rows, n = matrix(fit.of), len(labels)
+            options = {"cs": cs, "seed": seed, "reduction": fit.reduction, "k": fit.k}
+            yield delayed(fit_probe)(rows[:n], labels, rows[n:], **options)
+
+    # Processes, since filters of warnings and the threads of BLAS, which a fit sets, belong to a whole process.
+    probes: Any = Parallel(n_jobs=min(processes, max(1, len(fits))), return_as="generator")(tasks())
+    yield from probes
 
 
 def fit_text_floor(

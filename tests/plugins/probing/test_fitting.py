@@ -7,8 +7,10 @@ import pytest
 from scipy import sparse
 
 from sae_faithful_plugins.probing.fitting import (
+    Fit,
     f_statistics,
     fit_probe,
+    fit_probes,
     fit_text_floor,
     majority,
     rank_columns,
@@ -135,3 +137,22 @@ def test_the_floor_knows_words_and_the_majority_knows_nothing() -> None:
     assert majority(np.array([1, 0]), 2).scores.tolist() == [-1, -1]
     # Nothing but punctuation: no words to weigh.
     assert fit_text_floor(["!", "?"] * 5, alternating(10), ["!"], cs=CS, seed=0).scores.tolist() == [-1]
+
+
+def test_processes_give_the_probes_that_one_gives_in_their_order() -> None:
+    rows, labels = noise(90, 8), alternating(60)
+    rows[:60, 1] += labels
+    matrices = {("raw",): rows, ("latents",): sparse.csr_matrix(np.where(rows > 0, rows, 0))}
+    fits = [
+        Fit(("raw",), ("raw",)), Fit(("pca",), ("raw",), "pca", 3),
+        Fit(("latents",), ("latents",)), Fit(("latents", 2), ("latents",), "select", 2),
+    ]  # fmt: skip
+    by_itself, by_two = (
+        list(fit_probes(fits, matrices.__getitem__, labels, cs=CS, seed=0, processes=n)) for n in (1, 2)
+    )
+    assert [one.columns is None for one in by_itself] == [True, True, True, False]
+    for one, other in zip(by_itself, by_two, strict=True):
+        assert (one.C, one.columns) == (other.C, other.columns)
+        np.testing.assert_array_equal(one.scores, other.scores)
+    alone = fit_probe(rows[:60], labels, rows[60:], cs=CS, seed=0, reduction="pca", k=3)
+    np.testing.assert_array_equal(by_two[1].scores, alone.scores)
