@@ -283,7 +283,9 @@ def _solve(
     n, m = candidates.n, candidates.m
     rows, cols, offer, size = candidates.rows, candidates.cols, candidates.cosine - v[candidates.cols], n
     if n < m:
-        apart = np.arange(m)
+        apart = np.arange(
+            m, dtype=candidates.cols.dtype
+        )  # 32 bits, which the solver of scipy 1.13 insists on
         rows, cols, offer, size = (
             np.concatenate([rows, n + cols, n + apart]),
             np.concatenate([cols, m + rows, apart]),
