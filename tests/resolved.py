@@ -64,10 +64,8 @@ def main() -> None:
     run(*pip, "--no-deps", *DATA)
     run(*pip, "--no-deps", "--editable", ".")
     # torch's CPU builds bring no Triton; CUDA builds bring one of their own.
-    if (
-        subprocess.run([folder / "bin" / "python", "-c", "import triton"], capture_output=True).returncode
-        != 0
-    ):
+    found = subprocess.run([folder / "bin" / "python", "-c", "import triton"], capture_output=True)
+    if found.returncode != 0:
         run(*pip, "--no-deps", *(line for line in lines if line.startswith("triton==")))
     done.write_text(pyproject, encoding="utf-8")
 
