@@ -27,6 +27,8 @@ DEFAULT_HOOK = LanguageModelSAERunnerConfig.hook_name
 BASE_VARIANT = "base"
 MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 500_000, 50_000, 50
 """Of a config, which may come from anywhere."""
+MOST_CONTEXT = 10_000_000
+"""Tokens of a context; SAELens lists every position of it when a config is made."""
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -89,6 +91,8 @@ class ExperimentConfig(LanguageModelSAERunnerConfig[Any]):
     """PyTorch's fused Adam kernel: one pass over the parameters in place of several; differs in rounding."""
 
     def __post_init__(self) -> None:
+        if self.context_size > MOST_CONTEXT:
+            raise UsageError(f"context_size {self.context_size:,} is above {MOST_CONTEXT:,} tokens")
         super().__post_init__()
         self.sae_seeds = list(self.sae_seeds) or [self.seed]
         if len(set(self.sae_seeds)) < len(self.sae_seeds):

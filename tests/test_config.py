@@ -340,6 +340,13 @@ def test_a_hook_name_that_is_not_among_hook_names_is_refused(tiny_config: dict[s
         ExperimentConfig.from_dict({**tiny_config, "hook_names": ["model.layers.1"]})
 
 
+def test_a_context_longer_than_any_models_is_refused_before_its_positions_are_listed(
+    tiny_config: dict[str, Any],
+) -> None:
+    with pytest.raises(UsageError, match=r"^context_size 2,147,483,648 is above 10,000,000 tokens$"):
+        ExperimentConfig.from_dict({**tiny_config, "context_size": 2**31})
+
+
 def test_duplicate_seeds_are_refused(tiny_config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"sae_seeds \[0, 1, 0\] has duplicate seeds"):
         ExperimentConfig.from_dict({**tiny_config, "sae_seeds": [0, 1, 0]})

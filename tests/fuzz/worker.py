@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -23,6 +24,8 @@ from sandbox import Watch, listing
 
 # More of a core for one input, or of the clock on a machine that may do other work too, is a hang.
 LONGEST = ((signal.ITIMER_PROF, 20), (signal.ITIMER_REAL, 120))
+MEMORY = 4 * 2**30
+"""Bytes that one input may take, beside what the process has when it begins."""
 
 
 class Hang(BaseException):
@@ -67,6 +70,7 @@ def work(number: int, examples: Path, folder: Path, inputs: int, seed: int, only
         # Also so that what is imported on first use is none of an input's doing.
         if refused:
             raise AssertionError(f"these refuse their own examples, so that nothing is tried: {refused}")
+        _limit_memory()
         watch = Watch(sandbox)
         before = listing(outer, without=sandbox)
         total = sum(one.share for one in known)
@@ -145,6 +149,15 @@ def _place(error: BaseException) -> str:
         f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}" for frame in ours
     ]
     return " < ".join(reversed(named[-3:])) or "fuzz"
+
+
+def _limit_memory() -> None:
+    """An input that takes gigabytes gets a MemoryError, and not the machine's other processes into trouble."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return
+    used = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(used) + MEMORY, resource.RLIM_INFINITY))
 
 
 def _hang(*_: Any) -> None:
