@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_HOOK = LanguageModelSAERunnerConfig.hook_name
 BASE_VARIANT = "base"
 MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 500_000, 50_000, 50
+MOST_BRACKETS = 200
 """Of a config, which may come from anywhere."""
 MOST_CONTEXT = 10_000_000
 """Tokens of a context; SAELens lists every position of it when a config is made."""
@@ -198,6 +201,10 @@ def read_config_file(path: Path | str) -> dict[str, Any]:
             raise UsageError(
                 f"config file '{path}' has {len(text):,} characters; no config needs {MOST_CHARACTERS:,}"
             )
+        if (depth := _depth_of_brackets(text)) > MOST_BRACKETS:
+            raise UsageError(
+                f"config file '{path}' nests brackets {depth:,} deep; no config needs {MOST_BRACKETS}"
+            )
         content = _parsed(text)
     except FileNotFoundError:
         raise UsageError(f"config file '{path}' does not exist") from None
@@ -219,6 +226,12 @@ def _parsed(text: str) -> Any:
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(text)
     return yaml.safe_load(text)
+
+
+def _depth_of_brackets(text: str) -> int:
+    """An upper bound, since brackets in texts count: PyYAML takes seconds to give up on thousands of open ones."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    return max(accumulate(steps), default=0)
 
 
 def _check_size(content: Any, where: str) -> None:

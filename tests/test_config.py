@@ -347,6 +347,14 @@ def test_a_context_longer_than_any_models_is_refused_before_its_positions_are_li
         ExperimentConfig.from_dict({**tiny_config, "context_size": 2**31})
 
 
+@pytest.mark.parametrize("text", ["[" * 5_000, '{"a": ' * 201, "a: [" + "[{b: " * 101])
+def test_brackets_without_end_are_refused_at_once(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"deep\.yaml' nests brackets [0-9,]+ deep; no config needs 200$"):
+        ExperimentConfig.from_file(path)
+
+
 def test_duplicate_seeds_are_refused(tiny_config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"sae_seeds \[0, 1, 0\] has duplicate seeds"):
         ExperimentConfig.from_dict({**tiny_config, "sae_seeds": [0, 1, 0]})
