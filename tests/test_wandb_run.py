@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ def test_an_unreachable_host_is_one_line_and_an_offline_run(
     run = open_wandb_run(CONFIG, job_type="train")
     (line,) = warnings(caplog)
     assert line.startswith("W&B at http://127.0.0.1:9: ")
-    assert "connection refused" in line
+    # In W&B's words, which differ by its version and by whether it came to ask twice.
+    assert re.search("connection refused|giving up after", line)
     (folder,) = wandb_home.glob("wandb/offline-run-*")
     assert line.endswith(f"; logging offline (`wandb sync {folder}` uploads it)")
     assert "\n" not in line
