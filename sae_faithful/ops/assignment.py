@@ -281,11 +281,11 @@ def _solve(
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
     n, m = candidates.n, candidates.m
-    rows, cols, offer, size = candidates.rows, candidates.cols, candidates.cosine - v[candidates.cols], n
+    rows, cols, size = candidates.rows, candidates.cols, n
+    offer = candidates.cosine - v[cols]
     if n < m:
-        apart = np.arange(
-            m, dtype=candidates.cols.dtype
-        )  # 32 bits, which the solver of scipy 1.13 insists on
+        # In 32 bits as the others are: the solver of scipy 1.13 takes no more.
+        apart = np.arange(m, dtype=cols.dtype)
         rows, cols, offer, size = (
             np.concatenate([rows, n + cols, n + apart]),
             np.concatenate([cols, m + rows, apart]),
