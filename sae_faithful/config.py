@@ -30,6 +30,8 @@ BASE_VARIANT = "base"
 MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 500_000, 50_000, 50
 MOST_BRACKETS = 200
 """Of a config, which may come from anywhere."""
+MOST_BITS = 63
+"""Of a whole number: beyond it floats overflow, and NumPy and PyTorch have no such numbers."""
 MOST_CONTEXT = 10_000_000
 """Tokens of a context; SAELens lists every position of it when a config is made."""
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -238,7 +240,7 @@ def _check_size(content: Any, where: str) -> None:
     """Refuse what a few lines of YAML can become: aliases of aliases of aliases, one that holds itself, dates as keys.
 
     Raises:
-        UsageError: too many values, too deep, or a key that is no text.
+        UsageError: too many values, too deep, or a whole number beyond 64 bits.
     """
     waiting, values = [(content, 0)], 0
     while waiting:
@@ -251,6 +253,10 @@ def _check_size(content: Any, where: str) -> None:
             waiting += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list):
             waiting += [(inner, depth + 1) for inner in value]
+        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise UsageError(
+                f"{where} holds a whole number of {value.bit_length():,} bits; {MOST_BITS} are the most"
+            )
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

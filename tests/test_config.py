@@ -355,6 +355,16 @@ def test_brackets_without_end_are_refused_at_once(tmp_path: Path, text: str) -> 
         ExperimentConfig.from_file(path)
 
 
+def test_a_whole_number_that_no_float_can_be_is_refused(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
+    path = tmp_path / "huge.yaml"
+    path.write_text(json.dumps({**tiny_config, "training_tokens": 10**400}))
+    with pytest.raises(UsageError, match=r"huge\.yaml' holds a whole number of 1,329 bits; 63 are the most$"):
+        ExperimentConfig.from_file(path)
+    with pytest.raises(UsageError, match=r"^--set seed holds a whole number of 64 bits; 63 are the most$"):
+        apply_overrides(tiny_config, [f"seed={2**63}"])
+    assert apply_overrides(tiny_config, [f"seed={2**63 - 1}"])["seed"] == 2**63 - 1
+
+
 def test_duplicate_seeds_are_refused(tiny_config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"sae_seeds \[0, 1, 0\] has duplicate seeds"):
         ExperimentConfig.from_dict({**tiny_config, "sae_seeds": [0, 1, 0]})
