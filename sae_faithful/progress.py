@@ -104,7 +104,14 @@ def silenced() -> Generator[None]:
 def draws_bars() -> bool:
     """Whether there is somebody to watch a bar move."""
     # A notebook's stderr is no terminal, but tqdm draws a widget there.
-    return not _silenced and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return not _silenced and (sys.stderr.isatty() or _in_notebook())
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; one that only starts kernels has imported the same modules."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import sys
 import termios
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,16 @@ def test_parts_that_were_done_before_do_not_count_as_fast(
         clock.now += 50
         bar.update(100)
     assert caplog.messages == ["training: 600 of 1,000 tokens, 2 tokens/s, 3 min left"]
+
+
+def test_a_bar_is_drawn_in_a_notebook_and_not_where_one_is_only_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    for kernel, drawn in ((None, False), (object(), True)):
+        shell = SimpleNamespace(kernel=kernel)
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        assert progress.draws_bars() is drawn
 
 
 def test_nothing_is_said_when_silenced(

@@ -121,6 +121,9 @@ def test_no_module_of_ours_imports_a_format_that_runs() -> None:
                     [one.name for one in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
                 )
                 module = getattr(node, "module", None) or ""
+                # They hand work to processes of ours; joblib.load would read a file.
+                if module == "joblib" and set(names) <= {"Parallel", "delayed"}:
+                    continue
                 assert not {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} & {
                     *names,
                     module,
