@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def first_damage(folder: Path, hashes: Mapping[str, str]) -> str | None:
     """What is wrong with the first file that is not as it was when `hash_files` gave these."""
     for name, hash_then in hashes.items():
         file = folder / name
-        if not file.is_file():
+        # Unlike Path.is_file it takes any name, one that is too long for the disk too.
+        if not os.path.isfile(file):  # noqa: PTH113
             return f"{name} is missing"
         if hash_file(file) != hash_then:
             return f"{name} does not match its checksum"

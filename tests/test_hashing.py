@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_faithful.hashing import derive_seed, hash_file, hash_settings
+from sae_faithful.hashing import derive_seed, first_damage, hash_file, hash_settings
 
 
 def test_settings_hash_is_the_sha256_of_canonical_json() -> None:
@@ -38,6 +38,12 @@ def test_file_hash_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
     file.write_bytes(b"abc")
     # The test vector of FIPS 180-2 for "abc".
     assert hash_file(file) == "ba7816bf8f01cfea"
+
+
+@pytest.mark.parametrize("name", ["b.bin", "long" * 100, "\0", "../none"])
+def test_a_file_that_is_not_there_is_named_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    assert first_damage(tmp_path, {"a.bin": "ba7816bf8f01cfea", name: "0"}) == f"{name} is missing"
 
 
 def test_seed_is_the_first_63_bits_of_the_sha256_of_its_parts() -> None:
