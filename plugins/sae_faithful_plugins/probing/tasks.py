@@ -292,9 +292,12 @@ def _read_table(name: str, path: str, text: str, label: str) -> tuple[list[str],
             raise UsageError(
                 f"task '{name}': {path} has no column '{column}'; it has: {', '.join(table.columns)}"
             )
-    table = table[[text, label]].dropna().astype(str)
-    table = table[table[label].str.strip() != ""]
-    return list(table[text]), list(table[label].str.strip())
+    try:
+        table = table[[text, label]].dropna().astype(str)
+        table = table[table[label].str.strip() != ""]
+        return list(table[text]), list(table[label].str.strip())
+    except UnicodeDecodeError as error:  # columns of Arrow are decoded where they are used
+        raise UsageError(f"task '{name}': {path} cannot be read: {error}") from error
 
 
 def _as_classes(

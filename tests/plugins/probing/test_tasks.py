@@ -190,3 +190,16 @@ def test_the_files_of_sae_probes(name: str, distinct: int) -> None:
     assert (len(task.train), len(task.test)) == (200, 200)
     # At most so many: texts under both classes are dropped besides.
     assert 0.98 * distinct <= task.card["distinct_texts"] <= distinct
+
+
+def test_text_in_a_parquet_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    broken = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ab\x9a\x9a")]
+    )
+    path = tmp_path / "broken.parquet"
+    parquet.write_table(pa.table({"text": broken, "label": ["a", "b"]}), path)
+    with pytest.raises(UsageError, match=r"^task 'mine': .*broken\.parquet cannot be read: 'utf-8' codec"):
+        load_task("mine", LocalTask(path=str(path)), "hub", 50, 0)
