@@ -59,8 +59,8 @@ def work(number: int, examples: Path, folder: Path, inputs: int, seed: int, only
     # A parser may warn; ten thousand times is enough to fill a disk.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, _hang)
+    for alarm in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(alarm, _hang)
     measure = branches.Measure()
     from parsers import parsers
 

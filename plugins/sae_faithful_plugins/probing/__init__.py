@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
     from sae_faithful import EvalContext, EvalResult, Observer, SAEHandle
     from sae_faithful_plugins.probing.fitting import Fit, Probe
-    from sae_faithful_plugins.probing.representations import PooledTexts
+    from sae_faithful_plugins.probing.representations import Key, PooledTexts
     from sae_faithful_plugins.probing.results import Scored
     from sae_faithful_plugins.probing.tasks import Task
-
-    Key = tuple[Any, ...]
 
 
 @hookimpl

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Int
 
-    Key = tuple[Any, ...]
+    from sae_faithful_plugins.probing.representations import Key
 
 Reduction = Literal["none", "select", "pca", "as_is"]
 N_FOLDS = 5

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from sae_faithful import SAEHandle
+    from sae_faithful_plugins.probing.representations import Key
 
-Key = tuple[Any, ...]
 Group = tuple[str, str, str]
 """Source, hook and variant: the SAEs that differ by seed alone."""
 UNITS: dict[ProbeMetric, str] = {

@@ -281,23 +281,21 @@ def _read_table(name: str, path: str, text: str, label: str) -> tuple[list[str],
             table = pd.read_parquet(file)
         else:
             raise UsageError(f"task '{name}': {path} is no .csv, .jsonl, .json or .parquet file")
+        for column in (text, label):
+            if column not in table.columns:
+                raise UsageError(
+                    f"task '{name}': {path} has no column '{column}'; it has: {', '.join(table.columns)}"
+                )
+        # Columns of Arrow are decoded here, where they are used.
+        table = table[[text, label]].dropna().astype(str)
+        table = table[table[label].str.strip() != ""]
+        return list(table[text]), list(table[label].str.strip())
     except UsageError:
         raise
     # Of pandas, pyarrow and whatever unpacks the file, each with errors of its own.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"task '{name}': {path} cannot be read: {reason}") from error
-    for column in (text, label):
-        if column not in table.columns:
-            raise UsageError(
-                f"task '{name}': {path} has no column '{column}'; it has: {', '.join(table.columns)}"
-            )
-    try:
-        table = table[[text, label]].dropna().astype(str)
-        table = table[table[label].str.strip() != ""]
-        return list(table[text]), list(table[label].str.strip())
-    except UnicodeDecodeError as error:  # columns of Arrow are decoded where they are used
-        raise UsageError(f"task '{name}': {path} cannot be read: {error}") from error
 
 
 def _as_classes(
