@@ -176,7 +176,7 @@ class LanguageModel:
         None where the model cannot run without its weights (some route tokens by their values).
 
         Raises:
-            UsageError: no such hook; the nearest names are given.
+            UsageError: no such hook; the nearest names are given. Or it has no such head.
         """
         import torch
 
@@ -191,6 +191,7 @@ class LanguageModel:
             return None
         if hook not in cache:
             raise UsageError(f"hook_name '{hook}' of {self.name} gives no activation tensor")
+        self._check_head(hook, cache[hook])
         return self._flat(cache[hook]).shape[-1]
 
     def activations(
@@ -343,6 +344,19 @@ class LanguageModel:
             return edited.reshape(activations.shape)
 
         return replace_activations
+
+    def _check_head(self, hook: str, activations: torch.Tensor) -> None:
+        """Heads are the third of four axes; counted from the end, an index is negative, as SAELens takes it."""
+        index = self.hook_head_index
+        if index is None:
+            return
+        if activations.ndim != 4:
+            raise UsageError(f"hook_head_index = {index}: hook_name '{hook}' of {self.name} has no heads")
+        n_heads = activations.shape[2]
+        if not -n_heads <= index < n_heads:
+            raise UsageError(
+                f"hook_head_index = {index}: hook_name '{hook}' of {self.name} has {n_heads} heads"
+            )
 
     def _flat(self, activations: torch.Tensor) -> torch.Tensor:
         if self.hook_head_index is not None:

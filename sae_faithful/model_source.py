@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PACKAGE_PREFIX = "package/"
 LONGEST_REASON = 240
+# A skeleton takes milliseconds a layer; published models have up to some hundreds of layers and experts.
+COUNTS_MODULES = ("layer", "layers", "experts")
+MOST_OF_A_MODULE = 4_096
 MODEL_CLASSES = ("AutoModelForCausalLM", "HookedTransformer", "HookedMamba")
 
 
@@ -170,11 +173,24 @@ def _revision(name: str, class_name: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def _hf_config(name: str, kwargs: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     where, options = _readable(name)
     options |= {key: kwargs[key] for key in ("revision", "trust_remote_code", "cache_dir") if key in kwargs}
+    if not name.startswith(PACKAGE_PREFIX):
+        _check_counts(name, _or_usage_error(name, PreTrainedConfig.get_config_dict, where, **options)[0])
     return _or_usage_error(name, AutoConfig.from_pretrained, where, **options)
+
+
+def _check_counts(name: str, config: Mapping[str, Any]) -> None:
+    """Before transformers makes a list or a module for each layer."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(name, value)
+        elif key.endswith(COUNTS_MODULES) and isinstance(value, int) and value > MOST_OF_A_MODULE:
+            raise UsageError(
+                f"model_name '{name}': its config.json has more than {MOST_OF_A_MODULE} in '{key}'"
+            )
 
 
 def _transformer_lens_config(name: str) -> Any:

@@ -434,6 +434,29 @@ def test_a_hook_without_a_tensor_is_refused(tiny_llama: str) -> None:
         LanguageModel(tiny_llama).hook_size("model")
 
 
+@pytest.mark.parametrize(
+    ("hook", "index", "size"),
+    [
+        # 4 heads of 16.
+        ("blocks.0.attn.hook_z", 3, 16),
+        ("blocks.0.attn.hook_z", -4, 16),
+        ("blocks.0.attn.hook_z", 4, "has 4 heads"),
+        ("blocks.0.attn.hook_z", -5, "has 4 heads"),
+        ("blocks.0.attn.hook_z", 2**31, "has 4 heads"),
+        ("blocks.0.hook_resid_post", 0, "has no heads"),
+    ],
+)
+def test_a_head_that_the_hook_does_not_have_is_refused(
+    tiny_hooked: Any, hook: str, index: int, size: int | str
+) -> None:
+    model = LanguageModel("tiny", "HookedTransformer", hook_head_index=index, given=tiny_hooked)
+    if isinstance(size, int):
+        assert model.hook_size(hook) == size
+        return
+    with pytest.raises(UsageError, match=rf"^hook_head_index = {index}: hook_name '{hook}' of tiny {size}$"):
+        model.hook_size(hook)
+
+
 def test_a_size_that_only_the_weights_could_tell_is_none(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,20 @@ def test_a_model_that_does_not_exist_is_named_in_one_line(class_name: str) -> No
     assert len(message) < 400
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_config_with_more_layers_than_any_model_is_refused_before_one_is_built(
+    tmp_path: Path, nested: bool
+) -> None:
+    layers = {"num_hidden_layers": 10**400}
+    config = {"model_type": "llama", **({"text_config": layers} if nested else layers)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UsageError, match=r"^model_name '.*': its config.json has more than 4096 in 'num_hidden_layers'"
+    ) as caught:
+        model_source.skeleton(str(tmp_path), LLAMA, {})
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^model_name '.*empty' cannot be read: "):
         (tmp_path / "empty").mkdir()
