@@ -21,8 +21,9 @@ def test_no_input_makes_anything_but_a_clear_error() -> None:
     assert "crashes: 0 kinds" in done.stdout
     assert "outside: 0" in done.stdout
     (total,) = [line.split() for line in done.stdout.splitlines() if line.startswith("all ")]
-    inputs, accepted, errors = (int(number.replace(",", "")) for number in total[1:4])
+    inputs, different, accepted, errors = (int(number.replace(",", "")) for number in total[1:5])
     assert inputs >= 0.95 * INPUTS
+    assert different > 0.95 * inputs
     # Were nothing accepted, or nothing refused, nothing would be tried.
     assert accepted > 0.1 * inputs
     assert errors > 0.1 * inputs

@@ -91,11 +91,14 @@ def _print_table(results: list[dict[str, Any]]) -> None:
     for result in results:
         for name, lines in result["lines"].items():
             reached.setdefault(str(Path(name).resolve()), set()).update(lines)
-    rows: list[tuple[str, ...]] = [("parser", "inputs", "accepted", "clear errors", "crashes", "ms each")]
-    totals = [0, 0, 0, 0]
+    rows: list[tuple[str, ...]] = [
+        ("parser", "inputs", "different", "accepted", "clear errors", "crashes", "ms each")
+    ]
+    totals = [0, 0, 0, 0, 0]
     for name in names:
         of_one = [result["outcomes"][name] for result in results]
         counts = [sum(one[key] for one in of_one) for key in ("inputs", "accepted", "errors")]
+        counts.insert(1, len({digest for one in of_one for digest in one["digests"]}))
         counts.append(sum(sum(one["crashes"].values()) for one in of_one))
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
         each = 1e3 * sum(one["seconds"] for one in of_one) / counts[0]

@@ -1,8 +1,9 @@
-"""One process of the fuzzer: inputs for every parser, each from a seed of its own, so that one can be tried again."""
+"""One process of the fuzzer: inputs for every parser, each from a seed of its own."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,9 @@ LONGEST = ((signal.ITIMER_PROF, 20), (signal.ITIMER_REAL, 120))
 MEMORY = 4 * 2**30
 """Bytes that one input may take, beside what the process has when it begins."""
 
+MOST_DRAWS = 20
+"""Of an input that is to be a new one."""
+
 
 class Hang(BaseException):
     """An input took too long. No `Exception`: nobody catches it by the way."""
@@ -42,6 +46,8 @@ class Outcome:
     crashes: dict[str, int] = field(default_factory=dict)
     """Kinds of crash, with how many inputs made each."""
     seconds: float = 0.0
+    digests: dict[str, None] = field(default_factory=dict)
+    """Of each input: to count how many were different, in all processes."""
 
 
 def work(number: int, examples: Path, folder: Path, inputs: int, seed: int, only: str) -> dict[str, Any]:
@@ -96,9 +102,7 @@ def _fuzz(parser: Any, count: int, number: int, seed: int, watch: Watch, outer: 
     outcome = Outcome()
     started = time.monotonic()
     for i in range(count):
-        name = f"{seed}/{number}/{parser.name}/{i}"
-        rng = random.Random(name)
-        data = mutated(rng, rng.choice(parser.examples), parser.examples, kind=parser.kind)
+        data = _input(random.Random(f"{seed}/{number}/{parser.name}/{i}"), parser, outcome.digests)
         watch.on = True
         crash = _try(parser, data)
         watch.on = False
@@ -116,6 +120,18 @@ def _fuzz(parser: Any, count: int, number: int, seed: int, watch: Watch, outer: 
             outcome.crashes[crash] = outcome.crashes.get(crash, 0) + 1
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def _input(rng: random.Random, parser: Any, digests: dict[str, None]) -> bytes:
+    """One that this process has not tried, unless short files leave none; its digest is added."""
+    data, digest = b"", ""
+    for _ in range(MOST_DRAWS):
+        data = mutated(rng, rng.choice(parser.examples), parser.examples, kind=parser.kind)
+        digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+        if digest not in digests:
+            break
+    digests[digest] = None
+    return data
 
 
 def _try(parser: Any, data: bytes) -> str | None:
