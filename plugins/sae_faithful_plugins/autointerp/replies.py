@@ -66,10 +66,15 @@ def is_echo(reply: Any) -> bool:
 
 def _is_weights(likely: Any) -> bool:
     """Log-probabilities by token; servers give none for a text's first."""
-    return likely is None or (
-        isinstance(likely, dict)
-        and all(isinstance(one, int | float) and not one > MOST_LIKELY for one in likely.values())
-    )
+    return likely is None or (isinstance(likely, dict) and all(map(_is_weight, likely.values())))
+
+
+def _is_weight(value: Any) -> bool:
+    """A whole number may be one that no float holds."""
+    try:
+        return isinstance(value, int | float) and not float(value) > MOST_LIKELY
+    except OverflowError:
+        return False
 
 
 def likely_at(given: Mapping[str, Any], offset: int) -> dict[str, float] | None:
@@ -78,7 +83,7 @@ def likely_at(given: Mapping[str, Any], offset: int) -> dict[str, float] | None:
         given["text_offset"], given["tokens"], given["top_logprobs"], strict=True
     ):
         if start == offset and token and UNKNOWN.startswith(token) and isinstance(likely, dict):
-            return likely
+            return {each: float(value) for each, value in likely.items()}
     return None
 
 

@@ -26,6 +26,7 @@ from sae_faithful_plugins.autointerp.assistants import (
 from sae_faithful_plugins.autointerp.cache import ReplyCache
 from sae_faithful_plugins.autointerp.client import Client
 from sae_faithful_plugins.autointerp.scoring import Missing
+from sae_faithful_plugins.autointerp.simulate import expectations
 
 
 def questions(n: int) -> list[Question]:
@@ -296,6 +297,22 @@ def test_log_probabilities_are_read_at_their_places(server: Any, make_client: Ca
     client.name = "model-y"
     assert client.highest_number() == 9
     assert client.weigh([CLOZE]) == [[{"3": -1.0, "#": -0.5}] * 2]
+
+
+def test_log_probabilities_that_are_whole_numbers_of_any_size_are_numbers_or_refused(
+    server: Any, make_client: Callable[..., Client]
+) -> None:
+    server.answer = lambda path, body: echo(body["prompt"], ["10", "unknown"], {"3": -1, "10": -(2**63) - 1})
+    client = make_client()
+    assert client.highest_number() == 10
+    (weights,) = client.weigh([CLOZE])
+    assert not isinstance(weights, Missing)
+    # The other number weighs nothing.
+    assert expectations(weights, 10) == pytest.approx([3.0, 3.0])
+    server.answer = lambda path, body: echo(body["prompt"], ["10", "unknown"], {"3": -(10**400)})
+    client = make_client(retries=0)
+    client.name = "model-y"
+    assert client.highest_number() is None
 
 
 def test_a_tokenizer_that_joins_tab_and_number_gives_no_places(
