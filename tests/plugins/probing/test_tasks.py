@@ -201,5 +201,6 @@ def test_text_in_a_parquet_file_that_is_no_utf8_is_named(tmp_path: Path) -> None
     )
     path = tmp_path / "broken.parquet"
     parquet.write_table(pa.table({"text": broken, "label": ["a", "b"]}), path)
-    with pytest.raises(UsageError, match=r"^task 'mine': .*broken\.parquet cannot be read: 'utf-8' codec"):
+    # The reason is Arrow's, in words that change with its version.
+    with pytest.raises(UsageError, match=r"^task 'mine': .*broken\.parquet cannot be read: .+$"):
         load_task("mine", LocalTask(path=str(path)), "hub", 50, 0)
