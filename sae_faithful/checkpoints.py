@@ -66,18 +66,31 @@ class Checkpoints:
         """The newest that is whole and of this training; damaged and unfinished ones are removed, and named."""
         found: list[tuple[int, Path]] = []
         for path in sorted(self.folder.iterdir()) if self.folder.exists() else []:
-            if path.name.startswith(FINAL):
+            # Ours are named by tokens; what else may be here is not ours to remove.
+            if not path.name.isdigit():
                 continue
             seal = _read_seal(path)
             damaged = "it was not finished" if seal is None else first_damage(path, seal["files"])
             if damaged is not None:
                 log.warning("checkpoint %s is left out: %s", path, damaged)
                 shutil.rmtree(path, ignore_errors=True)
-            elif seal is not None and seal["of"] == json.loads(json.dumps(dict(self.of))):
+            elif seal is not None and self._is_of(seal):
                 found.append((seal["n_training_samples"], path))
             else:
                 log.info("checkpoint %s is of other SAEs, threads or versions", path)
         return max(found, default=(0, None))[1]
+
+    def has(self, name: str) -> bool:
+        """Whether a finished one of this training is there; what else is there under its name is removed."""
+        path = self.folder / name
+        seal = _read_seal(path)
+        if seal is not None and self._is_of(seal):
+            return True
+        shutil.rmtree(path, ignore_errors=True)
+        return False
+
+    def _is_of(self, seal: Mapping[str, Any]) -> bool:
+        return seal["of"] == json.loads(json.dumps(dict(self.of)))
 
 
 class CheckpointedTraining:
@@ -87,9 +100,16 @@ class CheckpointedTraining:
         runner: before its `run()`.
         checkpoints: where they go and what they are of; None: none is written or used.
         skipped_batches: that are drawn before the first step, and used for nothing.
+        check: raises where the SAEs are not worth saving; called before each checkpoint.
     """
 
-    def __init__(self, runner: Any, checkpoints: Checkpoints | None, skipped_batches: int = 0) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        checkpoints: Checkpoints | None,
+        skipped_batches: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         from sae_lens import MultiSAETrainingRunner
 
         self.checkpoints = checkpoints
@@ -97,10 +117,12 @@ class CheckpointedTraining:
         """Tokens after which this training was gone on with, from checkpoints."""
         self._runner = runner
         self._skipped = skipped_batches
+        self._check = check
         self._multi = isinstance(runner, MultiSAETrainingRunner)
         self._trainers: Sequence[Any] = ()
+        self._estimates_norm = False
         self._batch: torch.Tensor | None = None
-        self._amid_step = self._asked_to_stop = False
+        self._amid_step = self._asked_to_stop = self._saving = False
         self._seal: Mapping[str, Any] | None = None
         if checkpoints is not None:
             self._write_and_resume(checkpoints)
@@ -125,6 +147,9 @@ class CheckpointedTraining:
     def _train_in_whole_steps(self, trainer: Any) -> Any:
         """SAELens's last call before the first step, after it has loaded a checkpoint."""
         self._trainers = list(trainer.trainers.values()) if self._multi else [trainer]
+        self._estimates_norm = any(
+            one.sae.cfg.normalize_activations in ESTIMATED_NORMS for one in self._trainers
+        )
         if self._seal is not None:
             self._go_on(trainer, self._seal)
         else:
@@ -221,18 +246,25 @@ class CheckpointedTraining:
         n_samples = self._trainers[0].n_training_samples
         # Interrupted just after a step, SAELens's count for all of them is behind.
         trainer.n_training_samples = n_samples
-        name = checkpoint_name if checkpoint_name.startswith(FINAL) else str(n_samples)
-        if n_samples and _read_seal(self.checkpoints.folder / name) is None:
+        is_final = checkpoint_name.startswith(FINAL)
+        name = checkpoint_name if is_final else str(n_samples)
+        # After its last step SAELens folds an estimated norm into the weights: none could go on with those.
+        folded = self._estimates_norm and n_samples >= trainer.cfg.total_training_samples
+        if not is_final and (n_samples == 0 or folded or self.checkpoints.has(name)):
+            return
+        self._check()
+        self._saving = True
+        try:
             save(checkpoint_name=name, **options)
+        finally:
+            self._saving = False
 
     def _save_runner_files(self, checkpoint_path: Path | None) -> None:
         """What SAELens writes last into a checkpoint, and the seal."""
-        from sae_lens.constants import TRAINER_STATE_FILENAME
-
         if checkpoint_path is None:
             return
-        if not self._multi and not (checkpoint_path / TRAINER_STATE_FILENAME).exists():
-            # Interrupted, SAELens's runner of one SAE would save no weights.
+        if not self._saving:
+            # Interrupted, SAELens's runner of one SAE calls this alone, which would save no weights.
             self._trainers[0].save_checkpoint(checkpoint_name=checkpoint_path.name)
             return
         self._save_files(checkpoint_path)
@@ -255,10 +287,7 @@ class CheckpointedTraining:
 
     def _n_batches_before(self) -> int:
         """Batches that were drawn before the first step: an estimate of a norm takes some."""
-        estimated = any(
-            trainer.sae.cfg.normalize_activations in ESTIMATED_NORMS for trainer in self._trainers
-        )
-        return self._runner.cfg.n_batches_for_norm_estimate if estimated else self._skipped
+        return self._runner.cfg.n_batches_for_norm_estimate if self._estimates_norm else self._skipped
 
 
 def _stay(*_: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,19 +64,24 @@ class Groups:
 
 
 def groups_of(saes: Sequence[PlannedSAE], config: ExperimentConfig, model: LanguageModel) -> Groups:
-    """As few groups as fit, of nearly equal numbers, in the plan's order.
+    """As few groups as fit, each as large as fits, in the plan's order.
 
-    What fits depends on the config and the machine alone: not on what else runs, or what was done before.
+    What fits depends on the config and the machine alone: not on what else runs, or what was done before. When the
+    first groups are done, what is left gives the groups that it was in: their checkpoints are found again.
     """
     free = _free(config, model)
-    most = len(saes) if config.saes_at_once is None else config.saes_at_once
-    counts = range(math.ceil(len(saes) / most), len(saes) + 1) if saes else ()
-    groups: list[Sequence[PlannedSAE]] = []
-    for count in counts:
-        groups = _equal_parts(saes, count)
-        fits = all(training_bytes(group, config) <= free for group in groups)
-        if fits or config.saes_at_once is not None:
-            break
+    groups: list[list[PlannedSAE]] = []
+    for sae in saes:
+        larger = [*groups[-1], sae] if groups else []
+        fits = (
+            len(larger) <= config.saes_at_once
+            if config.saes_at_once is not None
+            else training_bytes(larger, config) <= free
+        )
+        if groups and fits:
+            groups[-1] = larger
+        else:
+            groups.append([sae])
     return Groups(
         groups,
         config.saes_at_once,
@@ -90,17 +94,6 @@ def groups_of(saes: Sequence[PlannedSAE], config: ExperimentConfig, model: Langu
 def times(n: int) -> str:
     """`once`, `twice`, `3 times`."""
     return {1: "once", 2: "twice"}.get(n, f"{n} times")
-
-
-def _equal_parts(saes: Sequence[PlannedSAE], count: int) -> list[Sequence[PlannedSAE]]:
-    small, larger = divmod(len(saes), count)
-    groups: list[Sequence[PlannedSAE]] = []
-    start = 0
-    for i in range(count):
-        stop = start + small + (i < larger)
-        groups.append(saes[start:stop])
-        start = stop
-    return groups
 
 
 def _free(config: ExperimentConfig, model: LanguageModel) -> int:

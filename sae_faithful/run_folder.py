@@ -173,15 +173,17 @@ class RunFolder:
         partial.mkdir(parents=True)
         try:
             yield partial
-            self.adopt(partial, step)
+            self.seal(partial, step)
+            self.put(partial, step)
         except BaseException:
             # A full disk needs the room; what a killed process leaves goes when the next one begins.
             with contextlib.suppress(OSError):
                 _remove(partial)
             raise
 
-    def adopt(self, folder: Path, step: Step) -> None:
-        """Make `folder`, written whole inside the run folder, the step's outcome."""
+    @staticmethod
+    def seal(folder: Path, step: Step) -> None:
+        """Write beside the files in `folder` what they are of and their checksums; all of it is on the disk then."""
         record = {
             "hash": step.hash,
             "settings": dict(step.settings),
@@ -189,13 +191,12 @@ class RunFolder:
             "files": hash_files(folder, leave_out=STEP_FILE),
         }
         write_json(folder / STEP_FILE, record)
-        self.replace(folder, self.root / step.path)
-        self._damage[step.path, self._made_at(step.path)] = None
-
-    @staticmethod
-    def replace(folder: Path, target: Path) -> None:
-        """Move a folder to its final place, in the place of what may be there."""
         _sync_files(folder)
+
+    def put(self, folder: Path, step: Step) -> None:
+        """Make `folder`, sealed inside the run folder, the step's outcome."""
+        target = self.root / step.path
+        self.check_inside(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             # A folder cannot be replaced in one call: the old one goes aside first, and is not missed,
@@ -207,6 +208,7 @@ class RunFolder:
             _remove(old)
         else:
             folder.rename(target)
+        self._damage[step.path, self._made_at(step.path)] = None
 
     def check_inside(self, path: Path) -> None:
         """Refuse a path that a link takes out of the run folder. The run folder itself may be one.
@@ -281,7 +283,7 @@ class RunFolder:
         return True
 
     def _record(self, step: Step) -> dict[str, Any] | None:
-        """What `adopt` wrote; None where the step has not been done, or no longer says what it is."""
+        """What `seal` wrote; None where the step has not been done, or no longer says what it is."""
         try:
             record = json.loads((self.root / step.path / STEP_FILE).read_text(encoding="utf-8"))
             kinds = {"hash": str, "settings": dict, "inputs": dict, "files": dict}

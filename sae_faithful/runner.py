@@ -85,6 +85,9 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
         mark_random_init(self.sae, model)
         guard_against_nan(self.sae, planned.name)
         choose_adam(self, fused=experiment.fused_adam)
+        if not self.cfg.n_checkpoints and not self.cfg.save_final_checkpoint:
+            # Interrupted, SAELens writes one all the same, without the weights.
+            self.cfg.checkpoint_path = None
         # Its checkpoints are SAELens's own; what is wanted here is that a Ctrl-C is heard between steps.
         CheckpointedTraining(self, None)
 

@@ -28,7 +28,7 @@ from sae_faithful.trust import weights_only
 from sae_faithful.wandb_run import open_wandb_run
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -114,13 +114,14 @@ class _Task:
         source, config = self.source, self.config
         begins(f"saes/{source}", f"training {len(saes)} SAEs on {config.training_tokens:,} tokens")
         partial = self.folder.root / "saes" / source / f"{PARTIAL_PREFIX}training"
+        self.folder.check_inside(partial)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with misleading_warnings_silenced():
             modules = initialise(saes)
+            checks = [guard_against_nan(modules[sae.name], f"{source}/{sae.name}") for sae in saes]
             for sae in saes:
                 mark_random_init(modules[sae.name], self.model)
-                guard_against_nan(modules[sae.name], f"{source}/{sae.name}")
             runner = self._runner(saes, modules, partial)
             _name_run(runner.cfg, part, config, self.folder)
             choose_adam(runner, fused=config.fused_adam)
@@ -134,6 +135,7 @@ class _Task:
                 skipped_batches=config.n_batches_for_norm_estimate
                 if self.inputs.get("estimates_norm") and not any(estimates_norm(sae) for sae in saes)
                 else 0,
+                check=lambda: call_each(checks),
             )
             with contextlib.ExitStack() as stack:
                 if config.logger.log_to_wandb:
@@ -144,10 +146,14 @@ class _Task:
                 stack.enter_context(timed(f"saes/{source}"))
                 stack.enter_context(out_of_memory_named(f"training SAEs on {source}", LESS_MEMORY))
                 run_seeded(runner, config.seed)
-        if monitors is not None:
-            monitors.report_cost()
-            monitors.write(self.folder.monitors_dir)
-        self._keep(partial, saes, [] if config.exact_resume else training.resumed_at)
+        call_each(checks)
+        try:
+            if monitors is not None:
+                monitors.report_cost()
+                monitors.write(self.folder.monitors_dir)
+        finally:
+            # Whatever becomes of the monitors' files: these took longer.
+            self._keep(partial, saes, [] if config.exact_resume else training.resumed_at)
 
     def _runner(self, saes: Sequence[PlannedSAE], modules: dict[str, Any], output: Path) -> Any:
         """SAELens's, for one SAE or for several."""
@@ -170,18 +176,22 @@ class _Task:
             "sae-lens": sae_lens_version,
         }
         folder = self.folder.checkpoints_dir / part
+        self.folder.check_inside(folder)
         return Checkpoints(folder, made_with, exact=self.config.exact_resume, beside=monitors)
 
     def _keep(self, partial: Path, saes: Sequence[PlannedSAE], resumed_at: Sequence[int]) -> None:
-        """Move every trained SAE to its place; each move is whole."""
+        """Move every trained SAE to its place; each move is whole, and all that takes time comes before the first:
+        checkpoints are of all these SAEs together."""
         shared = partial / "runner_cfg.json"
-        for sae in saes:
-            trained = partial / sae.name
+        steps = [(partial / sae.name, sae.step(self.source, self.inputs)) for sae in saes]
+        for trained, step in steps:
             if shared.exists():
                 shutil.copy(shared, trained)
             if resumed_at:
                 write_json(trained / RESUMED_FILE, {"exact": False, "after_tokens": list(resumed_at)})
-            self.folder.adopt(trained, sae.step(self.source, self.inputs))
+            self.folder.seal(trained, step)
+        for trained, step in steps:
+            self.folder.put(trained, step)
         shutil.rmtree(partial)
 
 
@@ -227,21 +237,35 @@ def mark_random_init(sae: Any, model: LanguageModel) -> None:
     sae.cfg.metadata.random_init_seed = model.random_init_seed
 
 
-def guard_against_nan(sae: Any, name: str) -> None:
-    """Make `sae`'s training stop with a clear error at the first loss that is not finite."""
+def call_each(checks: Sequence[Callable[[], None]]) -> None:
+    """One after the other."""
+    for check in checks:
+        check()
+
+
+def guard_against_nan(sae: Any, name: str) -> Callable[[], None]:
+    """Make `sae`'s training stop with a clear error when a loss was not finite: on a CPU at once, on a GPU soon after.
+
+    Returns:
+        Looks whether one was, and raises the error: for where the weights are to be kept.
+    """
     import torch
 
     forward = sae.training_forward_pass
     # Kept on the loss's device: to look at every step would make every step wait for it.
     first_bad, bad_input = torch.tensor(-1), torch.tensor(False)
 
-    def look(loss: torch.Tensor, activations: torch.Tensor, step: int) -> None:
+    def note(loss: torch.Tensor, activations: torch.Tensor, step: int) -> None:
         nonlocal first_bad, bad_input
         first_bad, bad_input = first_bad.to(loss.device), bad_input.to(loss.device)
         is_first = ~torch.isfinite(loss.detach()) & (first_bad < 0)
         bad_input = torch.where(is_first, ~torch.isfinite(activations.sum()), bad_input)
         first_bad = torch.where(is_first, step, first_bad)
-        if (step % NAN_CHECK_INTERVAL == 0 or loss.device.type == "cpu") and int(first_bad) >= 0:
+        if is_looked_at(loss, step):
+            check()
+
+    def check() -> None:
+        if int(first_bad) >= 0:
             raise RunError(
                 f"the model's activations are not finite at training step {int(first_bad)} of SAE {name}; "
                 "load the model in another dtype (model_from_pretrained_kwargs)"
@@ -249,15 +273,21 @@ def guard_against_nan(sae: Any, name: str) -> None:
                 else f"the loss of SAE {name} is not finite at training step {int(first_bad)}; lower lr"
             )
 
-    # SAELens's compile_sae compiles what is set here; the look stays outside the graph.
-    look_uncompiled = torch.compiler.disable(look)
+    # SAELens's compile_sae compiles what is set here; this stays outside the graph.
+    note_uncompiled = torch.compiler.disable(note)
 
     def checked_forward(step_input: Any) -> Any:
         output = forward(step_input)
-        look_uncompiled(output.loss, step_input.sae_in, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
+        note_uncompiled(output.loss, step_input.sae_in, step_input.n_training_steps)  # pyright: ignore[reportCallIssue]
         return output
 
     sae.training_forward_pass = checked_forward
+    return check
+
+
+def is_looked_at(loss: torch.Tensor, step: int) -> bool:
+    """Whether now is a time to look at the loss's device: always on a CPU, which nobody waits for."""
+    return loss.device.type == "cpu" or step % NAN_CHECK_INTERVAL == 0
 
 
 def _single_runner(

@@ -250,6 +250,116 @@ def test_a_checkpoint_of_another_training_is_not_used(interrupted: ExperimentCon
     assert len(begun) == 3 * STEPS
 
 
+def test_checkpoints_of_another_training_give_way_to_this_ones(
+    interrupted: ExperimentConfig, tmp_path: Path
+) -> None:
+    interrupted.lr = 2e-3
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 2 * 17)
+        run(interrupted, output=tmp_path / "run", until="saes")
+    assert steps_to_finish(interrupted, tmp_path / "run") < STEPS
+    run(interrupted, output=tmp_path / "undisturbed", until="saes")
+    assert_same(tmp_path / "undisturbed", tmp_path / "run")
+
+
+@pytest.mark.parametrize("seeds", [[3], [0, 1]], ids=["one", "two"])
+def test_a_ctrl_c_where_one_of_another_training_lies_does_not_seal_its_weights(
+    tiny_config: dict[str, Any], tmp_path: Path, seeds: list[int]
+) -> None:
+    for lr in (1e-3, 2e-3):
+        config = config_of(tiny_config, sae_seeds=seeds, lr=lr)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            kill_at(patch, 5 * len(seeds), lambda: os.kill(os.getpid(), signal.SIGINT))
+            run(config, output=tmp_path / "run", until="saes")
+    assert steps_to_finish(config, tmp_path / "run") == (STEPS - 5) * len(seeds) // 2
+    run(config, output=tmp_path / "undisturbed", until="saes")
+    assert_same(tmp_path / "undisturbed", tmp_path / "run")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("seeds", [[3], [0, 1]], ids=["one", "two"])
+def test_an_interruption_after_the_last_step_does_not_fold_a_norm_twice(
+    tiny_config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: list[int],
+    exact: bool,
+) -> None:
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    sae = {**tiny_config["sae"], "normalize_activations": "expected_average_only_in"}
+    config = config_of(
+        tiny_config,
+        sae=sae,
+        n_batches_for_norm_estimate=4,
+        sae_seeds=seeds,
+        n_checkpoints=1,
+        exact_resume=exact,
+    )
+    run(config, output=tmp_path / "undisturbed", until="saes")
+
+    def interrupt(trainer: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SAETrainer, "set_final_sae_metadata", interrupt)
+        run(config, output=tmp_path / "killed", until="saes")
+    # SAELens has folded the norm into the weights by then: of them there is no checkpoint to go on from.
+    seals = [json.loads(path.read_text()) for path in (tmp_path / "killed").rglob(SEAL)]
+    assert all(seal["n_training_samples"] < 64 * STEPS for seal in seals)
+    run(config, output=tmp_path / "killed", until="saes")
+    if exact:
+        assert_same(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+def test_a_checkpoint_of_what_is_not_finite_is_not_written(
+    tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where losses are looked at from time to time.
+    monkeypatch.setattr("sae_faithful.training.is_looked_at", lambda loss, step: False)
+    config = config_of(tiny_config, lr=1e30, sae_seeds=[0])
+    with pytest.raises(RunError, match="is not finite at training step"):
+        run(config, output=tmp_path / "run", until="saes")
+    assert not list((tmp_path / "run").rglob(SEAL))
+    config.n_checkpoints = 0
+    with pytest.raises(RunError, match="is not finite at training step"):
+        run(config, output=tmp_path / "run", until="saes")
+    assert not (tmp_path / "run/saes" / Path(*PLACE) / "seed0").exists()
+
+
+def test_all_saes_are_whole_before_the_first_takes_its_place(
+    tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_faithful.run_folder import RunFolder
+
+    whole: list[int] = []
+    put = RunFolder.put
+
+    def count(self: RunFolder, folder: Path, step: Any) -> None:
+        if step.path.startswith("saes/"):
+            whole.append(len(list((tmp_path / "run/saes").rglob("step.json"))))
+        put(self, folder, step)
+
+    monkeypatch.setattr(RunFolder, "put", count)
+    run(config_of(tiny_config), output=tmp_path / "run", until="saes")
+    assert whole == [2, 2]
+
+
+def test_trained_saes_are_kept_where_the_monitors_files_cannot_be_written(
+    tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_faithful.monitors import Monitors
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = config_of(tiny_config, monitors=["reconstruction"], n_checkpoints=0)
+    with monkeypatch.context() as patch, pytest.raises((OSError, RunError)):
+        patch.setattr(Monitors, "write", full)
+        run(config, output=tmp_path / "run", until="saes")
+    assert steps_to_finish(config, tmp_path / "run") == 0
+
+
 def test_with_no_checkpoints_asked_for_none_is_used(interrupted: ExperimentConfig, tmp_path: Path) -> None:
     interrupted.n_checkpoints = 0
     assert steps_to_finish(interrupted, tmp_path / "run") == STEPS

@@ -41,9 +41,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     ("n", "room_for", "sizes"),
-    [(5, 5, [5]), (5, 4, [3, 2]), (5, 3, [3, 2]), (5, 2, [2, 2, 1]), (5, 1, [1] * 5), (7, 3, [3, 2, 2])],
+    [(5, 5, [5]), (5, 4, [4, 1]), (5, 3, [3, 2]), (5, 2, [2, 2, 1]), (5, 1, [1] * 5), (7, 3, [3, 3, 1])],
 )
-def test_as_few_groups_as_fit_of_nearly_equal_size(
+def test_as_few_groups_as_fit(
     tiny_config: dict[str, Any], memory: Any, n: int, room_for: int, sizes: list[int]
 ) -> None:
     saes, config, model = planned(tiny_config, sae_seeds=list(range(n)))
@@ -55,6 +55,18 @@ def test_as_few_groups_as_fit_of_nearly_equal_size(
     for done in range(1, len(sizes)):
         left = [sae for group in found.groups[done:] for sae in group]
         assert groups_of(left, config, model).groups == found.groups[done:]
+
+
+def test_what_is_left_of_saes_of_unequal_size_is_divided_as_before(
+    tiny_config: dict[str, Any], memory: Any
+) -> None:
+    variants = {"large": {"d_sae": 4_096}, "small": {"d_sae": 512}}
+    saes, config, model = planned(tiny_config, sae_seeds=[0, 1], variants=variants)
+    memory(training_bytes(saes[:2], config) - 1, model)
+    groups = groups_of(saes, config, model).groups
+    # Equal parts of the last three would be two groups where all that is left fits into one.
+    assert [len(group) for group in groups] == [1, 3]
+    assert groups_of(saes[1:], config, model).groups == groups[1:]
 
 
 def test_the_plan_says_so_and_an_sae_that_does_not_fit_alone_is_named(

@@ -202,11 +202,13 @@ def test_a_failed_replacement_leaves_the_step_before_as_it_was(folder: RunFolder
     assert folder.finished(step(inputs=1))
 
 
-def test_an_adopted_folder_becomes_the_step(folder: RunFolder) -> None:
+def test_a_sealed_folder_becomes_the_step(folder: RunFolder) -> None:
     made = folder.root / "work" / "seed0"
     made.mkdir(parents=True)
     (made / "weights").write_text("w")
-    folder.adopt(made, step("saes/news/h/v/seed0"))
+    folder.seal(made, step("saes/news/h/v/seed0"))
+    assert not folder.finished(step("saes/news/h/v/seed0"))
+    folder.put(made, step("saes/news/h/v/seed0"))
     assert files(folder.root) == ["saes/news/h/v/seed0/step.json", "saes/news/h/v/seed0/weights"]
     assert folder.finished(step("saes/news/h/v/seed0"))
 

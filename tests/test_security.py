@@ -370,6 +370,24 @@ def test_links_in_a_run_folder_lead_nowhere(tmp_path: Path) -> None:
     assert [path.name for path in outside.iterdir()] == ["kept"]
 
 
+@pytest.mark.parametrize("linked", ["saes", "saes/faithful", "checkpoints", "checkpoints/faithful"])
+def test_training_in_a_strangers_run_folder_follows_no_link_out_of_it(
+    tiny_config: dict[str, Any], tmp_path: Path, linked: str
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "documents").mkdir(parents=True)
+    (outside / "documents" / "thesis").write_text("kept")
+    link = tmp_path / "run" / linked
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    config = ExperimentConfig.from_dict({**tiny_config, "n_checkpoints": 2})
+    with pytest.raises(RunError, match="outside the run folder, by a link"):
+        run(config, output=tmp_path / "run", until="saes")
+    assert [path.relative_to(outside).as_posix() for path in sorted(outside.rglob("*"))] == [
+        "documents", "documents/thesis",
+    ]  # fmt: skip
+
+
 def test_the_run_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")

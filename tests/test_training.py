@@ -212,6 +212,18 @@ def test_a_loss_that_is_not_finite_names_the_sae_and_the_step(bad: float) -> Non
         sae.training_forward_pass(step(12, finite))
 
 
+def test_what_is_noted_on_a_gpu_is_found_before_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A loss whose device says that it is no CPU, as between two looks at a GPU.
+    sae = FakeSAE([1.0, float("nan"), 1.0])
+    check = guard_against_nan(sae, "faithful/hook/base/seed3")
+    step = dataclasses.make_dataclass("Step", ["n_training_steps", "sae_in"])
+    monkeypatch.setattr("sae_faithful.training.is_looked_at", lambda loss, n: False)
+    for n in (10, 11, 12):
+        sae.training_forward_pass(step(n, torch.zeros(4, 3)))
+    with pytest.raises(RunError, match="is not finite at training step 11; lower lr"):
+        check()
+
+
 def test_activations_that_are_not_finite_are_told_from_a_diverging_sae() -> None:
     sae = FakeSAE([float("nan")])
     guard_against_nan(sae, "faithful/hook/base/seed3")
