@@ -77,7 +77,7 @@ class Checkpoints:
             elif seal is not None and self._is_of(seal):
                 found.append((seal["n_training_samples"], path))
             else:
-                log.info("checkpoint %s is of other SAEs, threads or versions", path)
+                log.info("checkpoint %s is of other SAEs, threads or versions, or was reached inexactly", path)
         return max(found, default=(0, None))[1]
 
     def has(self, name: str) -> bool:
@@ -90,7 +90,9 @@ class Checkpoints:
         return False
 
     def _is_of(self, seal: Mapping[str, Any]) -> bool:
-        return seal["of"] == json.loads(json.dumps(dict(self.of)))
+        """One that was gone on with inexactly is of another training than an exact one."""
+        of_these = seal["of"] == json.loads(json.dumps(dict(self.of)))
+        return of_these and not (self.exact and seal.get("inexact", False))
 
 
 class CheckpointedTraining:
@@ -280,6 +282,7 @@ class CheckpointedTraining:
             "n_batches_before": self._n_batches_before(),
             "last_batch": _hash_of(self._batch),
             "resumed_at": self.resumed_at,
+            "inexact": bool(self.resumed_at) and not self.checkpoints.exact,
             "beside": None if beside is None else beside.state(),
             "files": hash_files(path, leave_out=SEAL),
         }

@@ -391,3 +391,17 @@ def test_the_inexact_kind_is_asked_for_and_says_so(interrupted: ExperimentConfig
     assert not list((tmp_path / "undisturbed").rglob("resumed.json"))
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "undisturbed", tmp_path / "run")
+
+
+def test_what_was_reached_inexactly_is_left_out_where_exactness_is_asked_for_again(
+    interrupted: ExperimentConfig, tmp_path: Path
+) -> None:
+    interrupted.exact_resume = False
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 2 * 10)
+        run(interrupted, output=tmp_path / "run", until="saes")
+    assert len(checkpoints(tmp_path / "run")) == 3
+    interrupted.exact_resume = True
+    assert steps_to_finish(interrupted, tmp_path / "run") == STEPS - 13
+    run(interrupted, output=tmp_path / "undisturbed", until="saes")
+    assert_same(tmp_path / "undisturbed", tmp_path / "run")
