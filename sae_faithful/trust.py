@@ -40,9 +40,47 @@ def weights_only() -> Generator[None]:
         yield
 
 
+def trusts_code(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model's loading options let the code of its repository run."""
+    return bool(kwargs.get("trust_remote_code"))
+
+
+@contextlib.contextmanager
+def code_only_if(trusted: bool) -> Generator[None]:
+    """In this block code from a model's repository runs if `trusted`, whatever its caller asked for; nobody is asked.
+
+    TransformerLens turns it on for some models, by name and by architecture; SAELens leaves a tokenizer's to a
+    question at the terminal.
+    """
+    from transformer_lens import loading_from_pretrained
+    from transformers import dynamic_module_utils
+    from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
+
+    resolve = dynamic_module_utils.resolve_trust_remote_code
+
+    def decide(trust_remote_code: object = None, *args: Any, **options: Any) -> bool:
+        del trust_remote_code
+        try:
+            return bool(resolve(trusted, *args, **options))
+        except ValueError as error:
+            raise UsageError(
+                "it needs code from its own repository, which runs only with "
+                "model_from_pretrained_kwargs: {trust_remote_code: true}"
+            ) from error
+
+    with contextlib.ExitStack() as patches:
+        for module in (auto_factory, configuration_auto, tokenization_auto):
+            patches.enter_context(mock.patch.object(module, "resolve_trust_remote_code", decide))
+        # It would say aloud that code is on, and hand that on to model classes which do not resolve it.
+        patches.enter_context(mock.patch.object(loading_from_pretrained, "NEED_REMOTE_CODE_MODELS", ()))
+        yield
+
+
 def weights_from(class_name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's loading options, which ask for safetensors where they do not say otherwise."""
+    """A model's loading options, which ask for safetensors and for no code where they do not say otherwise."""
     options = dict(kwargs)
+    if class_name in ("AutoModelForCausalLM", "HookedTransformer"):
+        options["trust_remote_code"] = trusts_code(kwargs)
     if class_name == "AutoModelForCausalLM" and "gguf_file" not in options:
         options.setdefault("use_safetensors", True)
     return options
@@ -52,7 +90,7 @@ def remote_code_of(config: ExperimentConfig) -> list[str]:
     """A line for each thing whose own code a run executes, or whose pickles it reads; empty where there is none."""
     kwargs = config.model_from_pretrained_kwargs or {}
     lines: list[str] = []
-    if kwargs.get("trust_remote_code"):
+    if trusts_code(kwargs):
         lines.append(
             "REMOTE CODE: model_from_pretrained_kwargs.trust_remote_code is on: code from the repository of "
             f"{config.model_name} runs here with your rights"

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from sae_faithful import Artifact, ExperimentConfig, RunError, UsageError, hookimpl, load_plugins, run
 from sae_faithful.experiment import dry_run
+from sae_faithful.language_model import LanguageModel
 from sae_faithful.names import check_name
 from sae_faithful.pretrained import load_sae
 from sae_faithful.report import write_report
@@ -161,12 +163,16 @@ def test_a_model_is_asked_for_safetensors_unless_the_config_says_otherwise(
 ) -> None:
     import torch
 
-    from sae_faithful.language_model import LanguageModel
-
-    assert weights_from("AutoModelForCausalLM", {"dtype": "x"}) == {"dtype": "x", "use_safetensors": True}
-    assert weights_from("AutoModelForCausalLM", {"use_safetensors": False}) == {"use_safetensors": False}
-    assert weights_from("AutoModelForCausalLM", {"gguf_file": "a.gguf"}) == {"gguf_file": "a.gguf"}
-    assert weights_from("HookedTransformer", {}) == {}
+    no_code = {"trust_remote_code": False}
+    for asked, given in (
+        ({"dtype": "x"}, {"dtype": "x", "use_safetensors": True, **no_code}),
+        ({"use_safetensors": False}, {"use_safetensors": False, **no_code}),
+        ({"gguf_file": "a.gguf"}, {"gguf_file": "a.gguf", **no_code}),
+        ({"trust_remote_code": True}, {"use_safetensors": True, "trust_remote_code": True}),
+    ):
+        assert weights_from("AutoModelForCausalLM", asked) == given
+    assert weights_from("HookedTransformer", {}) == no_code
+    assert weights_from("HookedMamba", {}) == {}
     from safetensors.torch import load_file
 
     folder = tmp_path / "pickled"
@@ -214,6 +220,110 @@ def test_remote_code_is_said_aloud_wherever_a_run_is_looked_at(
     write_report(folder)
     assert "REMOTE CODE" in folder.report_file.read_text()
     assert "REMOTE CODE" in folder.html_file.read_text()
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "head_dim": 8}
+QWEN = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 8}
+UNKNOWN = {"model_type": "nobody_knows_it"}
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32, "hidden_act": "silu",
+}  # fmt: skip
+MAPS = {
+    "AutoConfig": "evil.Config",
+    "AutoModelForCausalLM": "evil.Model",
+    "AutoTokenizer": ["evil.Tokenizer", None],
+}
+EVIL = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+Path({marker!r}).touch()
+class Config(LlamaConfig): pass
+class Model(LlamaForCausalLM): pass
+class Tokenizer(PreTrainedTokenizerFast): pass
+"""
+
+
+@dataclass
+class Stranger:
+    """A model's folder whose code makes a file when it runs."""
+
+    root: Path
+    tokenizer: str
+
+    @property
+    def marker(self) -> Path:
+        return self.root / "ran"
+
+    def write(self, name: str, config: dict[str, Any], *mapped: str) -> None:
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        shutil.copy(Path(self.tokenizer) / "tokenizer.json", folder)
+        (folder / "evil.py").write_text(EVIL.replace("{marker!r}", repr(str(self.marker))))
+        maps = {one: MAPS[one] for one in mapped}
+        (folder / "config.json").write_text(json.dumps({**SIZES, **config, "auto_map": maps}))
+        # transformers asks for a backend where no class is named
+        tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "auto_map": maps}
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> Stranger:
+    """In the working directory, with "y" for whoever asks at the terminal."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("builtins.input", lambda *_: (tmp_path / "asked").touch() or "y")
+    monkeypatch.chdir(tmp_path)
+    return Stranger(tmp_path, tiny_llama)
+
+
+# TransformerLens turns code on for these: by name, by name, by architecture.
+@pytest.mark.parametrize(
+    ("name", "config", "mapped"),
+    [
+        ("Qwen/Qwen-evil", LLAMA, ["AutoConfig"]),
+        ("microsoft/phi-4-evil", LLAMA, ["AutoConfig"]),
+        ("own/folder", QWEN, ["AutoTokenizer"]),
+    ],
+)
+def test_transformer_lens_does_not_turn_code_on(
+    stranger: Stranger, name: str, config: dict[str, Any], mapped: list[str]
+) -> None:
+    stranger.write(name, config, *mapped)
+    model = LanguageModel(name, "HookedTransformer")
+    assert model.vocab_size == 64
+    assert model.tokenizer is not None
+    assert not stranger.marker.exists()
+    trusted = {"trust_remote_code": True}
+    assert LanguageModel(name, "HookedTransformer", from_pretrained_kwargs=trusted).vocab_size == 64
+    assert stranger.marker.exists()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_model_is_loaded_with_code_only_where_the_config_says_so(
+    monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    from sae_lens import load_model
+    from transformer_lens import loading_from_pretrained
+    from transformers.models.auto import tokenization_auto
+
+    seen: list[Any] = []
+
+    def load(*_: Any, model_from_pretrained_kwargs: dict[str, Any], **__: Any) -> Any:
+        seen.append(model_from_pretrained_kwargs["trust_remote_code"])
+        seen.append(loading_from_pretrained.NEED_REMOTE_CODE_MODELS)
+        # as SAELens's own call for the tokenizer, and as TransformerLens asks for some
+        seen.extend(
+            tokenization_auto.resolve_trust_remote_code(asked, "m", True, True) for asked in (None, True)
+        )
+        return SimpleNamespace(eval=lambda: None)
+
+    monkeypatch.setattr(load_model, "load_model", load)
+    kwargs = {"trust_remote_code": True} if trusted else {}
+    _ = LanguageModel("Qwen/Qwen-7B", "HookedTransformer", from_pretrained_kwargs=kwargs).model
+    assert seen == [trusted, (), trusted, trusted]
 
 
 @pytest.mark.parametrize(
