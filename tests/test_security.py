@@ -301,6 +301,30 @@ def test_transformer_lens_does_not_turn_code_on(
     assert stranger.marker.exists()
 
 
+def test_nobody_is_asked_whether_a_models_code_may_run(stranger: Stranger) -> None:
+    stranger.write("unknown", UNKNOWN, *MAPS)
+    stranger.write("tokenizer", UNKNOWN, "AutoTokenizer")
+    config = json.loads((stranger.root / "tokenizer" / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "NobodyKnowsIt"
+    (stranger.root / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    says = (
+        r"cannot be read: it needs code .* only with model_from_pretrained_kwargs: {trust_remote_code: true}"
+    )
+    silent = LanguageModel("unknown")
+    hooked = LanguageModel("unknown", "HookedTransformer")
+    readers = (lambda: silent.skeleton, lambda: hooked.skeleton, lambda: LanguageModel("tokenizer").tokenizer)
+    for read in readers:
+        with pytest.raises(UsageError, match=says):
+            read()
+    with pytest.raises(UsageError, match="it needs code"):
+        _ = silent.model
+    assert not (stranger.root / "asked").exists()
+    assert not stranger.marker.exists()
+    trusted = LanguageModel("tokenizer", from_pretrained_kwargs={"trust_remote_code": True})
+    assert type(trusted.tokenizer).__module__.startswith("transformers_modules")
+    assert stranger.marker.exists()
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_model_is_loaded_with_code_only_where_the_config_says_so(
     monkeypatch: pytest.MonkeyPatch, trusted: bool
