@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 
     from sae_faithful.config import ExperimentConfig
 
-STRANGERS_MODEL_OPTIONS = (
-    "revision", "dtype", "torch_dtype", "attn_implementation", "center_writing_weights", "center_unembed", "fold_ln",
-    "fold_value_biases", "n_ctx",
-)  # fmt: skip
+MOST_CONTEXT = 10_000_000
+"""Tokens of a context; SAELens lists every position of it when a config is made."""
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Any other name transformers may take for a repository of kernels, which are code."""
+STRANGERS_MODEL_OPTIONS: dict[str, type] = {
+    "revision": str, "dtype": str, "torch_dtype": str, "attn_implementation": str, "center_writing_weights": bool,
+    "center_unembed": bool, "fold_ln": bool, "fold_value_biases": bool, "n_ctx": int,
+}  # fmt: skip
 """What the config of an SAE that somebody else trained may say of how its model is loaded. Others name folders to
 write into, hosts to ask, or code to run."""
+STRANGERS_FIELDS: dict[str, type] = {
+    "model_name": str, "model_class_name": str, "hook_name": str, "context_size": int, "hook_head_index": int,
+    "random_init_seed": int,
+}  # fmt: skip
+MOST_SEED = 2**63 - 1
+"""The largest that a run draws, and that PyTorch takes on every device."""
 
 
 @contextlib.contextmanager
@@ -109,7 +119,8 @@ def check_strangers_sae(name: str, metadata: Any) -> None:
     """Refuse what the config of a downloaded SAE should not ask for.
 
     Raises:
-        UsageError: a hook that is no name, or options for its model that could write, ask or run something.
+        UsageError: a hook that is no name, options for its model that could write, ask or run something, or values
+            that nothing could be made of.
     """
     kwargs = metadata.model_from_pretrained_kwargs
     if kwargs is not None and not isinstance(kwargs, dict):
@@ -122,16 +133,34 @@ def check_strangers_sae(name: str, metadata: Any) -> None:
                 f"--sae '{name}' wants its model loaded with {key} = {value!r}, which an SAE's file may not ask "
                 f"for; it may say {', '.join(STRANGERS_MODEL_OPTIONS)}: take the rest out of its cfg.json"
             )
-    kinds = {
-        "model_name": str,
-        "model_class_name": str,
-        "hook_name": str,
-        "context_size": int,
-        "hook_head_index": int,
-    }
-    for key, kind in kinds.items():
-        value = getattr(metadata, key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UsageError(f"--sae '{name}': its {key} is {value!r}, not {kind.__name__}")
+        _check_kind(name, key, value, STRANGERS_MODEL_OPTIONS[key])
+        if key == "attn_implementation" and value not in (None, *ATTENTION):
+            raise UsageError(
+                f"--sae '{name}': its attn_implementation is {value!r}; choices: {', '.join(ATTENTION)}"
+            )
+    for key, kind in STRANGERS_FIELDS.items():
+        _check_kind(name, key, getattr(metadata, key), kind)
+    check_context_size((kwargs or {}).get("n_ctx"), f"--sae '{name}': its n_ctx")
+    check_context_size(metadata.context_size, f"--sae '{name}': its context_size")
+    if not 0 <= (metadata.random_init_seed or 0) <= MOST_SEED:
+        raise UsageError(
+            f"--sae '{name}': its random_init_seed is {metadata.random_init_seed}, not 0 to {MOST_SEED}"
+        )
     if metadata.hook_name is not None:
         check_name(metadata.hook_name, f"--sae '{name}': its hook_name")
+
+
+def check_context_size(size: int | None, what: str) -> None:
+    """Refuse what no context can be long.
+
+    Raises:
+        UsageError: `size` is below 1 token or above `MOST_CONTEXT`; `what` names it in the message.
+    """
+    if size is not None and not 1 <= size <= MOST_CONTEXT:
+        raise UsageError(f"{what} is {size}, not 1 to {MOST_CONTEXT:,} tokens")
+
+
+def _check_kind(name: str, key: str, value: Any, kind: type) -> None:
+    # True is an int to Python.
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise UsageError(f"--sae '{name}': its {key} is {value!r}, not {kind.__name__}")

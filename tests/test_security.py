@@ -362,10 +362,14 @@ def test_a_model_is_loaded_with_code_only_where_the_config_says_so(
 )
 def test_the_file_of_an_sae_cannot_turn_it_on(kwargs: dict[str, Any]) -> None:
     fields: dict[str, Any] = dict.fromkeys(
-        ("model_name", "model_class_name", "hook_name", "context_size", "hook_head_index")
+        ("model_name", "model_class_name", "hook_name", "context_size", "hook_head_index", "random_init_seed")
     )
-    ours = SimpleNamespace(**fields, model_from_pretrained_kwargs={"center_writing_weights": False})
-    check_strangers_sae("it", ours)
+    for said in (
+        {"center_writing_weights": False},
+        {"attn_implementation": "sdpa", "dtype": "bfloat16", "revision": "main", "n_ctx": 16},
+        {"revision": None, "attn_implementation": None},
+    ):
+        check_strangers_sae("it", SimpleNamespace(**fields, model_from_pretrained_kwargs=said))
     with pytest.raises(UsageError, match=f"--sae 'it' wants its model loaded with {next(iter(kwargs))} = "):
         check_strangers_sae("it", SimpleNamespace(**fields, model_from_pretrained_kwargs=kwargs))
 
@@ -463,6 +467,21 @@ def test_a_strangers_evaluator_cannot_write_elsewhere(
         {"hook_name": 3},
         {"model_name": ["a"]},
         {"context_size": "16"},
+        {"context_size": -5},
+        {"context_size": 0},
+        {"context_size": 10**30},
+        {"random_init_seed": "x"},
+        {"random_init_seed": -1},
+        {"random_init_seed": 10**30},
+        {"model_from_pretrained_kwargs": {"attn_implementation": "owner/kernel"}},
+        {"model_from_pretrained_kwargs": {"attn_implementation": "paged|owner/kernel@main"}},
+        {"model_from_pretrained_kwargs": {"attn_implementation": {"": "owner/kernel"}}},
+        {"model_from_pretrained_kwargs": {"revision": 3}},
+        {"model_from_pretrained_kwargs": {"dtype": ["float32"]}},
+        {"model_from_pretrained_kwargs": {"fold_ln": "x"}},
+        {"model_from_pretrained_kwargs": {"n_ctx": 0}},
+        {"model_from_pretrained_kwargs": {"n_ctx": True}},
+        {"model_from_pretrained_kwargs": {"n_ctx": 10**30}},
         {"model_from_pretrained_kwargs": {"trust_remote_code": True}},
         {"model_from_pretrained_kwargs": "x"},
     ],
