@@ -21,6 +21,7 @@ from sae_faithful.names import check_name
 from sae_faithful.redaction import secret_in
 from sae_faithful.registry import unknown
 from sae_faithful.resources import Resources
+from sae_faithful.trust import MOST_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +33,6 @@ MOST_BRACKETS = 200
 """Of a config, which may come from anywhere."""
 MOST_BITS = 63
 """Of a whole number: beyond it floats overflow, and NumPy and PyTorch have no such numbers."""
-MOST_CONTEXT = 10_000_000
-"""Tokens of a context; SAELens lists every position of it when a config is made."""
 FUSED_ADAM_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 

@@ -46,7 +46,9 @@ def push_source(folder: RunFolder, repository: str, name: str | None = None) -> 
     splits = DatasetDict({"train": text.train.dataset, "held_out": text.held_out.dataset})
     config = read_json(folder.config_file)
     files = {"README.md": _readme(text.card)}
-    tokenizer = tokenizer_on_hub(config["model_name"], config["model_class_name"])
+    tokenizer = tokenizer_on_hub(
+        config["model_name"], config["model_class_name"], config.get("model_from_pretrained_kwargs") or {}
+    )
     if tokenizer is not None:
         files[TOKENIZATION_FILE] = json.dumps(_tokenization(config, tokenizer), indent=2)
     with _in_one_line(repository):
@@ -90,7 +92,7 @@ def push_saes(
     with reading(str(folder.root)):
         (run,) = read_runs([folder])
         saes = stored_saes(run, sources, hooks, variants)
-        name = tokenizer_on_hub(run.manifest["model"].partition("@")[0], "AutoModelForCausalLM")
+        name = tokenizer_on_hub(run.manifest["model"].partition("@")[0], "AutoModelForCausalLM", {})
         base_model = name if name is not None and "/" in name else None
         card = sae_card(run, saes, repository, base_model=base_model, licence=licence)
     with _in_one_line(repository):

@@ -13,7 +13,7 @@ from sae_faithful import model_source, unembedding
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.registry import unknown
-from sae_faithful.trust import weights_from, weights_only
+from sae_faithful.trust import code_only_if, trusts_code, weights_from, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +87,7 @@ class LanguageModel:
 
         options = weights_from(self.class_name, self.from_pretrained_kwargs)
         try:
-            with weights_only():
+            with weights_only(), code_only_if(trusts_code(options)):
                 model = load_model(
                     self.class_name,
                     model_source.resolve(self.name),
@@ -133,7 +133,7 @@ class LanguageModel:
         """The Hugging Face tokenizer."""
         if self.given is not None:
             return getattr(self.given, "tokenizer", None)
-        return model_source.load_tokenizer(self.name, self.class_name)
+        return model_source.load_tokenizer(self.name, self.class_name, self.from_pretrained_kwargs)
 
     @property
     def vocab_size(self) -> int:

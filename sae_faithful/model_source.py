@@ -17,6 +17,7 @@ from sae_faithful.hashing import hash_file, hash_settings
 from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.progress import draws_bars
 from sae_faithful.run_folder import cache_dir
+from sae_faithful.trust import code_only_if, trusts_code, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,25 +46,31 @@ def resolve(name: str) -> str:
     return str(folder)
 
 
-def load_tokenizer(name: str, class_name: str) -> Any:
+def load_tokenizer(name: str, class_name: str, kwargs: Mapping[str, Any]) -> Any:
     """The model's tokenizer; no weights are read."""
     from transformers import AutoTokenizer
 
     where, options = _readable(name)
     if class_name == "HookedTransformer":
-        where = _transformer_lens_config(name).tokenizer_name
+        where = _transformer_lens_config(name, kwargs).tokenizer_name
+    trusted = trusts_code(kwargs)
     try:
-        return _or_usage_error(name, AutoTokenizer.from_pretrained, where, **options)
+        with code_only_if(trusted):
+            return _or_usage_error(
+                name, AutoTokenizer.from_pretrained, where, trust_remote_code=trusted, **options
+            )
     except UsageError as error:
         # Where its files are missing it may be any kind of error.
         raise ModelUnreadable(str(error)) from error
 
 
-def tokenizer_on_hub(name: str, class_name: str) -> str | None:
+def tokenizer_on_hub(name: str, class_name: str, kwargs: Mapping[str, Any]) -> str | None:
     """The hub's name of the model's tokenizer; None where only this machine has it."""
     if name.startswith(PACKAGE_PREFIX) or Path(name).expanduser().exists():
         return None
-    return _transformer_lens_config(name).tokenizer_name if class_name == "HookedTransformer" else name
+    if class_name == "HookedTransformer":
+        return _transformer_lens_config(name, kwargs).tokenizer_name
+    return name
 
 
 def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRootModule:
@@ -72,13 +79,18 @@ def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRoo
     Raises:
         UsageError: no such model or model class.
     """
-    import torch
-    from sae_lens.load_model import HookedProxyLM, load_model
-
     if class_name not in MODEL_CLASSES:
         raise UsageError(f"unknown model_class_name '{class_name}'; choices: {', '.join(MODEL_CLASSES)}")
     if name.startswith(PACKAGE_PREFIX) and class_name != "AutoModelForCausalLM":
         raise UsageError(f"model_name {name} needs model_class_name: AutoModelForCausalLM, not {class_name}")
+    with weights_only(), code_only_if(trusts_code(kwargs)):
+        return _skeleton(name, class_name, kwargs)
+
+
+def _skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRootModule:
+    import torch
+    from sae_lens.load_model import HookedProxyLM, load_model
+
     if class_name == "AutoModelForCausalLM":
         from transformers import AutoModelForCausalLM
 
@@ -88,17 +100,17 @@ def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRoo
                 name,
                 AutoModelForCausalLM.from_config,
                 config,
-                trust_remote_code=kwargs.get("trust_remote_code"),
+                trust_remote_code=trusts_code(kwargs),
             )
         return HookedProxyLM(model, None)  # pyright: ignore[reportArgumentType]
     if class_name == "HookedTransformer":
         from transformer_lens import HookedTransformer
 
-        config = _transformer_lens_config(name)
+        config = _transformer_lens_config(name, kwargs)
         config.device = "meta"
         config.init_weights = False
         with torch.device("meta"):
-            return HookedTransformer(config, move_to_device=False)
+            return _or_usage_error(name, HookedTransformer, config, move_to_device=False)
     # mamba-lens has no way to build a model without its weights.
     return load_model(class_name, name, device="cpu", model_from_pretrained_kwargs=dict(kwargs))
 
@@ -176,10 +188,12 @@ def _hf_config(name: str, kwargs: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, PreTrainedConfig
 
     where, options = _readable(name)
-    options |= {key: kwargs[key] for key in ("revision", "trust_remote_code", "cache_dir") if key in kwargs}
+    options |= {key: kwargs[key] for key in ("revision", "cache_dir") if key in kwargs}
+    trusted = trusts_code(kwargs)
     if not name.startswith(PACKAGE_PREFIX):
         _check_counts(name, _or_usage_error(name, PreTrainedConfig.get_config_dict, where, **options)[0])
-    return _or_usage_error(name, AutoConfig.from_pretrained, where, **options)
+    with code_only_if(trusted):
+        return _or_usage_error(name, AutoConfig.from_pretrained, where, trust_remote_code=trusted, **options)
 
 
 def _check_counts(name: str, config: Mapping[str, Any]) -> None:
@@ -193,10 +207,12 @@ def _check_counts(name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def _transformer_lens_config(name: str) -> Any:
+def _transformer_lens_config(name: str, kwargs: Mapping[str, Any]) -> Any:
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 
-    return _or_usage_error(name, get_pretrained_model_config, name)
+    trusted = trusts_code(kwargs)
+    with code_only_if(trusted):
+        return _or_usage_error(name, get_pretrained_model_config, name, trust_remote_code=trusted)
 
 
 def _readable(name: str) -> tuple[str, dict[str, Any]]:
@@ -253,9 +269,13 @@ def _convert(gguf: Path, folder: Path) -> None:
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                trust_remote_code=False,
             )
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+        )
+        tokenizer.save_pretrained(partial)
         try:
             partial.rename(folder)
         except OSError:

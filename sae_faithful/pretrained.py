@@ -21,7 +21,7 @@ from sae_faithful.report import write_report
 from sae_faithful.run_folder import RunFolder, write_json
 from sae_faithful.sae_handle import SAEHandle
 from sae_faithful.stored import reason_of
-from sae_faithful.trust import check_strangers_sae, weights_only
+from sae_faithful.trust import check_context_size, check_strangers_sae, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,6 +87,7 @@ def evaluate_saes(
     register_architectures(plugins)
     if not saes or not sources or not evaluators:
         raise UsageError("evaluate needs at least one --sae, one --source and one --evaluator")
+    check_context_size(context_size, "--context-size")
     loaded = [load_sae(name, device) for name in saes]
     settings, model = _settings(saes, loaded, seed, typicality_tokens, context_size, device, override_model)
     texts = [
@@ -180,7 +181,7 @@ def _settings(
                 )
         if sae.cfg.metadata.hook_name is None or sae.cfg.metadata.model_name is None:
             raise UsageError(f"--sae '{name}' does not say which model and hook it is for")
-    context_size = context_size or first.context_size
+    context_size = first.context_size if context_size is None else context_size
     if context_size is None:
         raise UsageError(f"--sae '{names[0]}' does not say its context size; give --context-size")
     model = LanguageModel(

@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 
     from sae_faithful.config import ExperimentConfig
 
-STRANGERS_MODEL_OPTIONS = (
-    "revision", "dtype", "torch_dtype", "attn_implementation", "center_writing_weights", "center_unembed", "fold_ln",
-    "fold_value_biases", "n_ctx",
-)  # fmt: skip
+MOST_CONTEXT = 10_000_000
+"""Tokens of a context; SAELens lists every position of it when a config is made."""
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Any other name transformers may take for a repository of kernels, which are code."""
+STRANGERS_MODEL_OPTIONS: dict[str, type] = {
+    "revision": str, "dtype": str, "torch_dtype": str, "attn_implementation": str, "center_writing_weights": bool,
+    "center_unembed": bool, "fold_ln": bool, "fold_value_biases": bool, "n_ctx": int,
+}  # fmt: skip
 """What the config of an SAE that somebody else trained may say of how its model is loaded. Others name folders to
 write into, hosts to ask, or code to run."""
+STRANGERS_FIELDS: dict[str, type] = {
+    "model_name": str, "model_class_name": str, "hook_name": str, "context_size": int, "hook_head_index": int,
+    "random_init_seed": int,
+}  # fmt: skip
+MOST_SEED = 2**63 - 1
+"""The largest that a run draws, and that PyTorch takes on every device."""
 
 
 @contextlib.contextmanager
@@ -40,9 +50,47 @@ def weights_only() -> Generator[None]:
         yield
 
 
+def trusts_code(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model's loading options let the code of its repository run."""
+    return bool(kwargs.get("trust_remote_code"))
+
+
+@contextlib.contextmanager
+def code_only_if(trusted: bool) -> Generator[None]:
+    """In this block code from a model's repository runs if `trusted`, whatever its caller asked for; nobody is asked.
+
+    TransformerLens turns it on for some models, by name and by architecture; SAELens leaves a tokenizer's to a
+    question at the terminal.
+    """
+    from transformer_lens import loading_from_pretrained
+    from transformers import dynamic_module_utils
+    from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
+
+    resolve = dynamic_module_utils.resolve_trust_remote_code
+
+    def decide(trust_remote_code: object = None, *args: Any, **options: Any) -> bool:
+        del trust_remote_code
+        try:
+            return bool(resolve(trusted, *args, **options))
+        except ValueError as error:
+            raise UsageError(
+                "it needs code from its own repository, which runs only with "
+                "model_from_pretrained_kwargs: {trust_remote_code: true}"
+            ) from error
+
+    with contextlib.ExitStack() as patches:
+        for module in (auto_factory, configuration_auto, tokenization_auto):
+            patches.enter_context(mock.patch.object(module, "resolve_trust_remote_code", decide))
+        # It would say aloud that code is on, and hand that on to model classes which do not resolve it.
+        patches.enter_context(mock.patch.object(loading_from_pretrained, "NEED_REMOTE_CODE_MODELS", ()))
+        yield
+
+
 def weights_from(class_name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's loading options, which ask for safetensors where they do not say otherwise."""
+    """A model's loading options, which ask for safetensors and for no code where they do not say otherwise."""
     options = dict(kwargs)
+    if class_name in ("AutoModelForCausalLM", "HookedTransformer"):
+        options["trust_remote_code"] = trusts_code(kwargs)
     if class_name == "AutoModelForCausalLM" and "gguf_file" not in options:
         options.setdefault("use_safetensors", True)
     return options
@@ -52,7 +100,7 @@ def remote_code_of(config: ExperimentConfig) -> list[str]:
     """A line for each thing whose own code a run executes, or whose pickles it reads; empty where there is none."""
     kwargs = config.model_from_pretrained_kwargs or {}
     lines: list[str] = []
-    if kwargs.get("trust_remote_code"):
+    if trusts_code(kwargs):
         lines.append(
             "REMOTE CODE: model_from_pretrained_kwargs.trust_remote_code is on: code from the repository of "
             f"{config.model_name} runs here with your rights"
@@ -71,7 +119,8 @@ def check_strangers_sae(name: str, metadata: Any) -> None:
     """Refuse what the config of a downloaded SAE should not ask for.
 
     Raises:
-        UsageError: a hook that is no name, or options for its model that could write, ask or run something.
+        UsageError: a hook that is no name, options for its model that could write, ask or run something, or values
+            that nothing could be made of.
     """
     kwargs = metadata.model_from_pretrained_kwargs
     if kwargs is not None and not isinstance(kwargs, dict):
@@ -84,16 +133,34 @@ def check_strangers_sae(name: str, metadata: Any) -> None:
                 f"--sae '{name}' wants its model loaded with {key} = {value!r}, which an SAE's file may not ask "
                 f"for; it may say {', '.join(STRANGERS_MODEL_OPTIONS)}: take the rest out of its cfg.json"
             )
-    kinds = {
-        "model_name": str,
-        "model_class_name": str,
-        "hook_name": str,
-        "context_size": int,
-        "hook_head_index": int,
-    }
-    for key, kind in kinds.items():
-        value = getattr(metadata, key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UsageError(f"--sae '{name}': its {key} is {value!r}, not {kind.__name__}")
+        _check_kind(name, key, value, STRANGERS_MODEL_OPTIONS[key])
+        if key == "attn_implementation" and value not in (None, *ATTENTION):
+            raise UsageError(
+                f"--sae '{name}': its attn_implementation is {value!r}; choices: {', '.join(ATTENTION)}"
+            )
+    for key, kind in STRANGERS_FIELDS.items():
+        _check_kind(name, key, getattr(metadata, key), kind)
+    check_context_size((kwargs or {}).get("n_ctx"), f"--sae '{name}': its n_ctx")
+    check_context_size(metadata.context_size, f"--sae '{name}': its context_size")
+    if not 0 <= (metadata.random_init_seed or 0) <= MOST_SEED:
+        raise UsageError(
+            f"--sae '{name}': its random_init_seed is {metadata.random_init_seed}, not 0 to {MOST_SEED}"
+        )
     if metadata.hook_name is not None:
         check_name(metadata.hook_name, f"--sae '{name}': its hook_name")
+
+
+def check_context_size(size: int | None, what: str) -> None:
+    """Refuse what no context can be long.
+
+    Raises:
+        UsageError: `size` is below 1 token or above `MOST_CONTEXT`; `what` names it in the message.
+    """
+    if size is not None and not 1 <= size <= MOST_CONTEXT:
+        raise UsageError(f"{what} is {size}, not 1 to {MOST_CONTEXT:,} tokens")
+
+
+def _check_kind(name: str, key: str, value: Any, kind: type) -> None:
+    # True is an int to Python.
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise UsageError(f"--sae '{name}': its {key} is {value!r}, not {kind.__name__}")

