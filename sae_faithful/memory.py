@@ -101,9 +101,11 @@ def training_bytes(saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
         # SAELens keeps all batches that a norm is estimated from.
         tokens += config.n_batches_for_norm_estimate * config.train_batch_size_tokens
     parameters = sum(parameters_of(sae) for sae in saes)
+    # Monitors measure copies of them all at once.
+    copies = COPIES_OF_SAE + bool(config.monitors)
     latents = config.train_batch_size_tokens * max((int(sae.config.d_sae) for sae in saes), default=0)
     step = COPIES_IN_STEP * max((parameters_of(sae) for sae in saes), default=0) + COPIES_OF_LATENTS * latents
-    return FLOAT * (tokens * width + COPIES_OF_SAE * parameters + step)
+    return FLOAT * (tokens * width + copies * parameters + step)
 
 
 def parameters_of(sae: PlannedSAE) -> int:
