@@ -134,7 +134,9 @@ def draw_activations(
                 if not is_out_of_memory(error):
                     raise
                 if len(rows) == 1:
-                    raise RunError(f"source '{source}': out of memory with one row at a time; {LESS_MEMORY}") from error
+                    raise RunError(
+                        f"source '{source}': out of memory with one row at a time; {LESS_MEMORY}"
+                    ) from error
                 batch_rows = len(rows) // 2
                 log.warning(
                     "out of memory: activations of %s for baselines %d rows at a time, which may change their last bits",

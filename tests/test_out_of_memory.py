@@ -104,7 +104,9 @@ def test_activations_for_baselines_are_the_same_in_smaller_batches(
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert "activations of faithful for baselines 2 rows at a time" in caplog.text
     activations_of_at_most(0)
-    with pytest.raises(RunError, match="'faithful': out of memory with one row at a time; lower baseline_tokens"):
+    with pytest.raises(
+        RunError, match="'faithful': out of memory with one row at a time; lower baseline_tokens"
+    ):
         draw_activations("faithful", tokens, [hook], config, model)
 
 
@@ -129,7 +131,10 @@ def test_training_does_not_shrink_its_batches(
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory")
 
     monkeypatch.setattr(SAETrainer, "_train_step", too_much)
-    with pytest.raises(RunError, match=r"training SAEs on faithful; .*: train fewer .*saes_at_once.* lower train_batch_size_tokens"):
+    with pytest.raises(
+        RunError,
+        match=r"training SAEs on faithful; .*: train fewer .*saes_at_once.* lower train_batch_size_tokens",
+    ):
         run(ExperimentConfig.from_dict(tiny_config))
 
 
