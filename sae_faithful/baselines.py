@@ -139,7 +139,7 @@ def draw_activations(
                     ) from error
                 batch_rows = len(rows) // 2
                 log.warning(
-                    "out of memory: activations of %s for baselines %d rows at a time, which may change their last bits",
+                    "out of memory: activations of %s for baselines %d rows at a time; their last bits may change",
                     source, batch_rows,
                 )  # fmt: skip
                 continue
