@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_faithful import directions_sae, interruption
+from sae_faithful.faults import is_out_of_memory, out_of_memory_named
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CARD_FILE = "baseline.json"
+LESS_MEMORY = "lower baseline_tokens, or fit baselines at fewer hooks"
 
 
 def fit_baselines(
@@ -75,7 +77,7 @@ def fit_baselines(
         step = planned.step(source, inputs)
         log.info("%s: fitting to %s activations", step.path, f"{len(drawn[planned.hook]):,}")
         interruption.check()
-        with folder.writing(step) as partial:
+        with folder.writing(step) as partial, out_of_memory_named(f"fitting {step.path}", LESS_MEMORY):
             metadata = _metadata(planned.hook, config, model, dataset_path)
             _fit(planned, step.path, drawn[planned.hook], metadata, config, partial)
     took(f"baselines/{source}", time.monotonic() - begun)
@@ -108,10 +110,11 @@ def draw_activations(
 
     Rows come in a random order, because neighbouring rows are of one document; they come whole, because the model
     has to read a row anyway. BOS and other special tokens, whose huge norm would be most of the variance, are
-    left out as in every measurement, and so is what `seqpos_slice` excludes.
+    left out as in every measurement, and so is what `seqpos_slice` excludes. Which they are does not depend on how
+    many rows are read at once: where memory runs out, half as many are.
 
     Raises:
-        RunError: they are not finite.
+        RunError: they are not finite, or there is no memory for those of one row.
     """
     import torch
 
@@ -121,24 +124,47 @@ def draw_activations(
     parts: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     left = config.baseline_tokens
     order = rng.permutation(len(tokens))
-    batch_rows = config.store_batch_size_prompts
+    batch_rows, start = config.store_batch_size_prompts, 0
     with Progress(f"activations of {source} for baselines", left, "tokens") as progress:
-        for start in range(0, len(order), batch_rows):
+        while left > 0 and start < len(order):
             rows = tokens.rows_at(order[start : start + batch_rows])
-            mask = torch.from_numpy(special_token_mask(rows, model.special_token_ids) & kept)
-            activations = model.activations(torch.from_numpy(rows), hooks)
+            try:
+                found, n_found = _activations_of(rows, kept, hooks, model)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    raise RunError(
+                        f"source '{source}': out of memory with one row at a time; {LESS_MEMORY}"
+                    ) from error
+                batch_rows = len(rows) // 2
+                log.warning(
+                    "out of memory: activations of %s for baselines %d rows at a time; their last bits may change",
+                    source, batch_rows,
+                )  # fmt: skip
+                continue
             for hook in hooks:
-                found = activations[hook]
-                parts[hook].append(found[mask.to(found.device)][:left].float().cpu())
-            progress.update(min(left, int(mask.sum())))
-            left -= int(mask.sum())
-            if left <= 0:
-                break
+                parts[hook].append(found[hook][:left])
+            progress.update(min(left, n_found))
+            left -= n_found
+            start += len(rows)
     drawn = {hook: torch.cat(of_hook) for hook, of_hook in parts.items()}
     for hook, activations in drawn.items():
         if not bool(activations.isfinite().all()):
             raise RunError(f"source '{source}': activations at '{hook}' are not all finite")
     return drawn
+
+
+def _activations_of(
+    rows: np.ndarray, kept: np.ndarray, hooks: Sequence[str], model: LanguageModel
+) -> tuple[dict[str, torch.Tensor], int]:
+    """At each hook, those that are measured, and how many they are."""
+    import torch
+
+    mask = torch.from_numpy(special_token_mask(rows, model.special_token_ids) & kept)
+    activations = model.activations(torch.from_numpy(rows), hooks)
+    found = {hook: activations[hook][mask.to(activations[hook].device)].float().cpu() for hook in hooks}
+    return found, int(mask.sum())
 
 
 def _fit(

@@ -45,6 +45,8 @@ class StepEstimate:
     at_least: bool = False
     memory: int = 0
     """Bytes, the process's own included."""
+    more_memory: bool = False
+    """Whether it takes more than that, and nobody can say how much."""
     notes: Sequence[str] = ()
     """What else is to be known of it, a line each."""
 
@@ -110,7 +112,7 @@ def estimate(
         UsageError, RunError: a plugin says that it could not do its work.
     """
     asked = Asked()
-    needs = needs_of(plan, model)
+    needs = needs_of(plan, config, model)
     with silenced():
         steps = list(_steps(plan, config, model, folder, until, asked, needs))
         rates, unknown = Rates(), [*needs.unknown, *([unmeasured] if unmeasured else [])]
@@ -205,6 +207,8 @@ def _text_step(
         else lambda rates: together(of_work(rates, work), of_model(rates, 0, scored)),
         at_least=work is not None and work.at_least,
         memory=needs.whole_forwards(),
+        # What sampling holds (keys and values, logits of every sample) is the source's.
+        more_memory=True,
     )
 
 

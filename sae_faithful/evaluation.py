@@ -168,7 +168,7 @@ def _observed(
                 raise RunError(f"out of memory while measuring one row at a time; {LESS_MEMORY}") from error
             batch_rows = rows // 2
         # Out of the block above: the error's traceback holds the batch.
-        _free_memory(context.language_model.device)
+        free_memory(context.language_model.device)
         log.warning(
             "out of memory with %d rows at a time; measuring again with %d, which may change the last bits of "
             "results (lost: %d s)", rows, batch_rows, time.monotonic() - begun,
@@ -180,7 +180,8 @@ def _rows_at_once(tokens: TokenSet, context: EvalContext, batch_rows: int) -> in
     return max(1, min(batch_rows, LATENTS_PER_BATCH // (widest * max(1, tokens.context_size))))
 
 
-def _free_memory(device: str) -> None:
+def free_memory(device: str) -> None:
+    """Let others have what PyTorch keeps for the next tensors of a GPU."""
     import torch
 
     if torch.device(device).type == "cuda":

@@ -227,6 +227,8 @@ def _rounds(experiment: Experiment, until: str, placement: Placement) -> Rounds:
     with folder.locked():
         _announce(experiment, until, here=not placement.apart)
         folder.clear_partial()
+        # What they measured is written when a training is over, which is late to refuse it.
+        folder.check_inside(folder.monitors_dir)
         yield [*(MakeText(text.name) for text in plan.texts), *([ScoreRandomTokens()] if plan.texts else [])]
         experiment.set_threads()  # another run may have set others
         texts = experiment.texts()

@@ -24,7 +24,8 @@ def fault(error: BaseException) -> str | None:
     Libraries wrap what the system told them, or pass on its text alone.
     """
     for cause in _causes(error):
-        where = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
+        named = cause.filename if isinstance(cause, OSError) else None
+        where = f" ({named})" if named else ""
         text = str(cause).lower()
         if _is_any(text, FULL) or (isinstance(cause, RuntimeError) and _is_any(text, FULL_SAYS_TORCH)):
             return (
@@ -32,7 +33,10 @@ def fault(error: BaseException) -> str | None:
                 "what was finished is kept"
             )
         if isinstance(cause, OSError) and cause.errno in REFUSED:
-            return f"not allowed to write{where}: {cause.strerror}; give a folder that can be written, as --output"
+            return (
+                f"no permission for {named or 'a file'}: {cause.strerror}; give folders that can "
+                "be written, as --output and, for the cache, in SAE_FAITHFUL_CACHE"
+            )
         if isinstance(cause, OSError) and cause.errno == errno.EIO:
             return f"the disk fails{where}: {cause.strerror}; what was finished is kept"
     if is_out_of_memory(error):

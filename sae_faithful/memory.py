@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.evaluation import LATENTS_PER_BATCH
+from sae_faithful.stand_ins import baseline_sizes
 from sae_faithful.steps import estimates_norm
 
 if TYPE_CHECKING:
@@ -42,6 +44,12 @@ CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.l
 """Of control groups of the second and the first version."""
 BYTES_PER_TOKEN = 8
 """On disk: its id and its document's number, 32 bits each."""
+BYTES_PER_DRAWN_TOKEN = 4
+"""In the cache: its id, of texts that are drawn in shards."""
+DRAWN_BY = "self_generated"
+"""The source that draws its text in shards."""
+COPIES_IN_CHECKPOINT = 3
+"""Weights and Adam's two averages."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,12 @@ class Needs:
     widest: int
     """d_sae of the largest."""
     disk: int
-    """Texts and SAEs of the whole run."""
+    """Texts, SAEs and checkpoints of the whole run, with what the cache keeps of texts."""
     unknown: list[str] = field(default_factory=list[str])
     latents: int = 0
     """Of all SAEs of all sources."""
+    encoded: int = 0
+    """Latents of all SAEs and baselines of all sources at one hook, where they are most."""
 
     @property
     def _always(self) -> int:
@@ -87,10 +97,10 @@ class Needs:
         return self._always + REPORT_LIBRARIES + REPORT_BYTES_PER_LATENT * self.latents
 
     def passes(self, config: ExperimentConfig) -> int:
-        """All SAEs, and of one batch of rows the latents of each that observers ask for, two at a time."""
+        """All SAEs, the latents that all of one hook have on a batch of rows, and once more those that are made."""
         rows = config.eval_batch_size_prompts or config.store_batch_size_prompts
-        latents = min(LATENTS_PER_BATCH, rows * config.context_size * self.widest)
-        return self._always + self.saes + 2 * FLOAT * latents
+        rows = max(1, min(rows, LATENTS_PER_BATCH // (self.widest * config.context_size)))
+        return self._always + self.saes + FLOAT * rows * config.context_size * (self.encoded + self.widest)
 
 
 def training_bytes(saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
@@ -101,9 +111,11 @@ def training_bytes(saes: Sequence[PlannedSAE], config: ExperimentConfig) -> int:
         # SAELens keeps all batches that a norm is estimated from.
         tokens += config.n_batches_for_norm_estimate * config.train_batch_size_tokens
     parameters = sum(parameters_of(sae) for sae in saes)
+    # Monitors measure copies of them all at once.
+    copies = COPIES_OF_SAE + bool(config.monitors)
     latents = config.train_batch_size_tokens * max((int(sae.config.d_sae) for sae in saes), default=0)
     step = COPIES_IN_STEP * max((parameters_of(sae) for sae in saes), default=0) + COPIES_OF_LATENTS * latents
-    return FLOAT * (tokens * width + COPIES_OF_SAE * parameters + step)
+    return FLOAT * (tokens * width + copies * parameters + step)
 
 
 def parameters_of(sae: PlannedSAE) -> int:
@@ -112,7 +124,7 @@ def parameters_of(sae: PlannedSAE) -> int:
     return 2 * d_in * d_sae + d_in + d_sae
 
 
-def needs_of(plan: Plan, model: LanguageModel) -> Needs:
+def needs_of(plan: Plan, config: ExperimentConfig, model: LanguageModel) -> Needs:
     """From the config and the model's shape."""
     unknown: list[str] = []
     try:
@@ -121,18 +133,38 @@ def needs_of(plan: Plan, model: LanguageModel) -> Needs:
         weights, vocab = 0, 0
         unknown.append(f"memory without the model's own, and times: {error}")
     sources = len(plan.sources) or 1
-    on_disk = FLOAT * sources * sum(parameters_of(sae) for sae in plan.saes)
+    parameters = sources * sum(parameters_of(sae) for sae in plan.saes)
+    at_hook: Counter[str] = Counter()
+    for sae in plan.saes:
+        at_hook[sae.hook] += int(sae.config.d_sae)
+    for baseline in plan.baselines:
+        at_hook[baseline.hook] += baseline_sizes(plan, baseline)["d_sae"]
     return Needs(
         process=current_memory() + LOADED_LATER,
         model=weights,
         vocab=vocab,
         d_in={sae.hook: int(sae.config.d_in) for sae in plan.saes},
-        saes=on_disk,
+        saes=FLOAT * parameters,
         widest=max((int(sae.config.d_sae) for sae in plan.saes), default=1),
-        disk=on_disk + BYTES_PER_TOKEN * sum(text.n_tokens for text in plan.texts),
+        disk=disk_of_texts(
+            [text.n_tokens for text in plan.texts],
+            sum(text.n_tokens for text in plan.texts if text.plugin == DRAWN_BY),
+        )
+        + disk_of_saes(parameters, config.n_checkpoints),
         unknown=unknown,
         latents=sources * sum(int(sae.config.d_sae) for sae in plan.saes),
+        encoded=sources * max(at_hook.values(), default=0),
     )
+
+
+def disk_of_texts(lengths: Sequence[int], drawn: int) -> int:
+    """Bytes of texts of so many tokens each, of which `drawn` stay in the cache, while the longest is made."""
+    return BYTES_PER_TOKEN * (sum(lengths) + max(lengths, default=0)) + BYTES_PER_DRAWN_TOKEN * drawn
+
+
+def disk_of_saes(parameters: int, n_checkpoints: int = 0) -> int:
+    """Bytes of SAEs with so many parameters together, and of every checkpoint of them."""
+    return FLOAT * parameters * (1 + COPIES_IN_CHECKPOINT * n_checkpoints)
 
 
 def weights_of(model: LanguageModel) -> int:

@@ -9,13 +9,14 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sae_faithful.evaluation import checked, observe
+from sae_faithful.evaluation import checked, free_memory, observe
+from sae_faithful.faults import is_out_of_memory
 from sae_faithful.interfaces import EvalContext, EvalResult, RunError, UsageError
 from sae_faithful.progress import silenced
-from sae_faithful.run_folder import write_json, write_text
+from sae_faithful.run_folder import RunFolder, write_json, write_text
 from sae_faithful.sae_handle import SAEHandle
 from sae_faithful.saelens_wandb import logging_to, without_histograms
-from sae_faithful.stored import read_json_lines
+from sae_faithful.stored import blamed_on, read_json_lines, reason_of
 from sae_faithful.wandb_names import logged_names
 from sae_faithful.wandb_run import WandbRun
 
@@ -97,6 +98,8 @@ class Monitors:
         """Every result so far, with the number of the call that gave it."""
         self.costs = {planned.name: Cost() for planned in watch.evaluators}
         self._calls = 0
+        self._fit = True
+        """Whether memory has sufficed so far."""
         self._started = self._training = 0.0
 
     @contextlib.contextmanager
@@ -137,7 +140,7 @@ class Monitors:
         if not due:
             return {}
         with _paused(data_provider), random_state_kept(), silenced():
-            rows = self._fire(due, saes, activation_scalers)
+            rows = self._fire_if_it_fits(due, saes, activation_scalers)
         self.rows += [{"call": self._calls, **asdict(row)} for row in rows]
         return {name: row.value for name, row in zip(logged_names(rows), rows, strict=True)}
 
@@ -183,10 +186,15 @@ class Monitors:
             )
 
     def write(self, folder: Path) -> None:
-        """Where there are monitors: `SOURCE.jsonl` with every result, `SOURCE.json` with what it cost."""
+        """Where there are monitors: `SOURCE.jsonl` with every result, `SOURCE.json` with what it cost.
+
+        Raises:
+            RunError: a link takes `folder` out of the run folder, in which it lies.
+        """
         if not self.watch.evaluators:
             return
-        others = [row for row in read_monitor_rows(folder, self.source) if not self._is_about(row)]
+        RunFolder(folder.parent).check_inside(folder)
+        others = self._of_others(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in others + self.rows]
         write_text(folder / f"{self.source}.jsonl", "".join(lines))
@@ -200,18 +208,40 @@ class Monitors:
         write_json(folder / f"{self.source}.json", cost)
 
     def _due(self) -> list[PlannedEvaluator]:
-        """Every monitor the first time; then those that, if they take as long as last, stay within the share."""
+        """Every monitor the first time; then those that, if they take as long as last, stay within the share.
+
+        None once memory has not sufficed: a training needs as much at every step.
+        """
         left = SHARE_OF_TRAINING * (time.monotonic() - self._started - self.seconds) - self.seconds
         due: list[PlannedEvaluator] = []
         for planned in self.watch.evaluators:
             seconds = self.costs[planned.name].seconds
             cost = seconds[-1] if seconds else 0.0
-            if cost <= max(left, 0.0):
+            if self._fit and cost <= max(left, 0.0):
                 left -= cost
                 due.append(planned)
             else:
                 self.costs[planned.name].left_out += 1
         return due
+
+    def _fire_if_it_fits(
+        self, due: Sequence[PlannedEvaluator], saes: Mapping[str, Any], scalers: Mapping[str, Any]
+    ) -> list[EvalResult]:
+        try:
+            return self._fire(due, saes, scalers)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the block above: the error's traceback holds the copies of the SAEs.
+        free_memory(self.watch.language_model.device)
+        self._fit = False
+        for planned in due:
+            self.costs[planned.name].left_out += 1
+        log.warning(
+            "saes/%s: out of memory in monitors, which are left out from here on; lower saes_at_once to have them",
+            self.source,
+        )
+        return []
 
     def _fire(
         self, due: Sequence[PlannedEvaluator], saes: Mapping[str, Any], scalers: Mapping[str, Any]
@@ -272,6 +302,17 @@ class Monitors:
     def _warn(self, planned: PlannedEvaluator, error: Exception) -> None:
         """Hours of training are worth more than one look at them."""
         log.warning("saes/%s: monitor %s: %s", self.source, planned.name, error)
+
+    def _of_others(self, folder: Path) -> list[dict[str, Any]]:
+        """What an earlier training of the same source left; nothing where that is damaged, which ends no training."""
+        path = folder / f"{self.source}.jsonl"
+        try:
+            rows = read_monitor_rows(folder, self.source)
+            with blamed_on(path):
+                return [row for row in rows if not self._is_about(row)]
+        except RunError as error:
+            log.warning("%s cannot be read: %s; it is begun anew", path, reason_of(error.__cause__ or error))
+            return []
 
     def _is_about(self, row: Mapping[str, Any]) -> bool:
         """Whether the row is of SAEs trained here; means of a source are of whatever was trained together."""

@@ -37,9 +37,15 @@ def _row(step: StepEstimate, estimate: Estimate) -> tuple[str, ...]:
         return (step.name, step.what, "reused", "")
     seconds = estimate.seconds(step)
     if seconds is None:
-        return (step.name, step.what, NOT_ESTIMATED, size(step.memory) if step.memory else "")
+        return (step.name, step.what, NOT_ESTIMATED, _memory(step))
     time = f"at least {about(seconds)}" if step.at_least else _almost(seconds)
-    return (step.name, step.what, time, size(step.memory) if step.memory else "")
+    return (step.name, step.what, time, _memory(step))
+
+
+def _memory(step: StepEstimate) -> str:
+    if not step.memory:
+        return ""
+    return f"at least {size(step.memory)}" if step.more_memory else size(step.memory)
 
 
 def _almost(seconds: float) -> str:
@@ -53,7 +59,8 @@ def _below(estimate: Estimate, config: ExperimentConfig, folder: RunFolder) -> I
         return
     there = machine(str(config.device), folder.root)
     peak = max(todo, key=lambda step: step.memory)
-    memory = f"up to {size(peak.memory)} of memory ({peak.name})"
+    how = "at least" if any(step.more_memory for step in todo) else "up to"
+    memory = f"{how} {size(peak.memory)} of memory ({peak.name})"
     has = [
         f"{size(there[key])} {what}"
         for key, what in (("memory", "here"), ("gpu", "on the GPU"))

@@ -89,7 +89,9 @@ def kept(timings: Timings) -> Generator[None]:
 def begins(step: str, what: str = "") -> None:
     """Say that a step begins, what it will do, and, where that was estimated, with how much memory."""
     memory = None if _current is None else _current.memory.get(step)
-    said = "; ".join(filter(None, [what, f"up to {size(memory)} of memory" if memory else ""]))
+    # What a source itself takes beside, nobody can say.
+    how = "at least" if step.startswith("data/") else "up to"
+    said = "; ".join(filter(None, [what, f"{how} {size(memory)} of memory" if memory else ""]))
     log.info("%s%s", step, f": {said}" if said else "")
 
 

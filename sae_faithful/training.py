@@ -47,8 +47,9 @@ RESUMED_FILE = "resumed.json"
 NAN_CHECK_INTERVAL = 50
 """Steps between looks at the device for a bad loss; each look waits for the device."""
 LESS_MEMORY = (
-    "what is trained depends on the batches, so they are not made smaller on the way; lower train_batch_size_tokens, "
-    "store_batch_size_prompts or n_batches_in_buffer"
+    "train fewer SAEs at once (--set saes_at_once=1), which changes no weight; what is trained depends on the batches, "
+    "so they are not made smaller on the way: to lower train_batch_size_tokens, store_batch_size_prompts or "
+    "n_batches_in_buffer makes other SAEs"
 )
 
 

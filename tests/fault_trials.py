@@ -209,7 +209,7 @@ def read_only(trial: Trial) -> str:
     with mounted(trial.folder / "place", f"size={LARGE_ENOUGH}"):
         trial.killed()
         remount(trial.folder / "place", "ro")
-        trial.start().end().clear(EXIT_RUN, "not allowed to write.*Read-only file system.*--output")
+        trial.start().end().clear(EXIT_RUN, "no permission for .*Read-only file system.*--output")
         remount(trial.folder / "place", "rw")
         trial.finish()
     return "refused"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,14 +191,30 @@ def test_memory_and_disk_are_the_formulas_of_the_docs(tiny_config: dict[str, Any
     saes = make_plan(config, load_plugins(), LanguageModel.from_config(config)).saes
     # 64 × 96 twice, 96 and 64 biases.
     assert parameters_of(saes[0]) == 12_448
-    # Two SAEs of one source, 4 bytes each; 1,600 tokens of 8 bytes.
-    assert needs.disk == 2 * 12_448 * 4 + 1_600 * 8
+    # Two SAEs of one source, 4 bytes each; 1,600 tokens of 8 bytes, twice while they are made, and of 4 in the cache.
+    assert needs.disk == 2 * 12_448 * 4 + 1_600 * (8 + 8 + 4)
+    # Weights and two averages of both SAEs, twice.
+    checkpointed = planned({**tiny_config, "n_checkpoints": 2}, until="saes")[0].needs
+    assert checkpointed.disk - needs.disk == 2 * 2 * 3 * 12_448 * 4
     bare = Needs(process=0, model=0, vocab=64, d_in={"h": 64}, saes=0, widest=96, disk=0)
     # The buffer twice, 16 × 16 × 64; two SAEs four times, one of them three times more in its step; 64
     # tokens × 96 latents eight times.
     assert bare.training(saes, config) == 4 * (2 * 16 * 16 * 64 + (2 * 4 + 3) * 12_448 + 8 * 64 * 96)
     # 1,024 tokens × 64 logits, four times.
     assert bare.whole_forwards() == 4 * 4 * 1_024 * 64
+    # Two SAEs of 96 latents; with a baseline of 10 directions of both signs, a fit a seed, at the same hook.
+    assert needs.encoded == 2 * 96
+    assert planned({**tiny_config, "baselines": [{"ica": {"dims": 10}}]})[0].needs.encoded == 2 * (96 + 20)
+    # 8 rows of 16 tokens: the latents of both, and those of one while they are made.
+    passes = replace(bare, saes=1_000, encoded=2 * 96).passes(replace(config, eval_batch_size_prompts=8))
+    assert passes == 1_000 + 4 * 8 * 16 * 3 * 96
+
+
+def test_what_a_source_takes_is_at_least(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    lines = dry_run(tiny_config, tmp_path).stdout.splitlines()
+    (text,) = (line for line in lines if line.split()[0] == "data/faithful")
+    assert re.search(r"  at least \d\S* [MG]B$", text)
+    assert any(re.search(r"at least \d\S* [MG]B of memory \(", line) for line in lines)
 
 
 @dataclass

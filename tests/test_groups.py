@@ -11,7 +11,7 @@ import pytest
 from sae_faithful import ExperimentConfig, UsageError, load_plugins, run
 from sae_faithful.groups import PROCESS, RESERVE, groups_of
 from sae_faithful.language_model import LanguageModel
-from sae_faithful.memory import training_bytes, weights_of
+from sae_faithful.memory import parameters_of, training_bytes, weights_of
 from sae_faithful.plan import make_plan
 from sae_faithful.progress import size
 from tests.test_checkpoints import STEPS, Killed, assert_same, kill_at, saved
@@ -67,6 +67,13 @@ def test_what_is_left_of_saes_of_unequal_size_is_divided_as_before(
     # Equal parts of the last three would be two groups where all that is left fits into one.
     assert [len(group) for group in groups] == [1, 3]
     assert groups_of(saes[1:], config, model).groups == groups[1:]
+
+
+def test_monitors_need_one_more_copy_of_every_sae(tiny_config: dict[str, Any]) -> None:
+    saes, config, _ = planned(tiny_config, sae_seeds=[0, 1, 2])
+    watched = planned(tiny_config, sae_seeds=[0, 1, 2], monitors=["reconstruction"])[1]
+    more = training_bytes(saes, watched) - training_bytes(saes, config)
+    assert more == 4 * sum(parameters_of(sae) for sae in saes)
 
 
 def test_the_plan_says_so_and_an_sae_that_does_not_fit_alone_is_named(

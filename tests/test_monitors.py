@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from sae_faithful import EvalResult, ExperimentConfig, PluginTrainingRunner, UsageError, run
+from sae_faithful import EvalResult, ExperimentConfig, PluginTrainingRunner, RunError, UsageError, run
 from sae_faithful.monitors import Monitors, Watch
 from sae_faithful.wandb_names import logged_names
 
@@ -228,7 +228,6 @@ def test_a_monitor_stays_within_a_twentieth_of_training_time(
 def test_a_monitor_that_fails_does_not_end_the_training(
     watched: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from sae_faithful import RunError
     from sae_faithful_plugins.fake_features import FakeFeatures
 
     def fail(self: Any, context: Any, observers: Any) -> Any:
@@ -241,6 +240,74 @@ def test_a_monitor_that_fails_does_not_end_the_training(
     assert "saes/faithful: monitor fake_features: no such luck" in caplog.text
     rows = [json.loads(line) for line in (folder.monitors_dir / "faithful.jsonl").read_text().splitlines()]
     assert {row["evaluator"] for row in rows} == {"reconstruction"}
+
+
+@pytest.mark.usefixtures("unlimited")
+def test_out_of_memory_in_monitors_does_not_end_the_training_and_holds_no_memory(
+    watched: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import gc
+    import weakref
+
+    handles: list[Any] = []
+
+    def too_much(observers: Any, context: Any, *_: Any) -> None:
+        for handle in context.handles:
+            _ = handle.sae
+            handles.append(weakref.ref(handle))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    freed: list[int] = []
+
+    def free_memory(_: str) -> None:
+        gc.collect()
+        freed.append(sum(handle() is not None for handle in handles))
+
+    monkeypatch.setattr("sae_faithful.monitors.observe", too_much)
+    monkeypatch.setattr("sae_faithful.monitors.free_memory", free_memory)
+    folder = run(ExperimentConfig.from_dict(watched), until="saes")
+    assert len(trained_weights(folder)) == 2
+    assert len(handles) == 2
+    assert freed == [0]
+    said = [line for line in caplog.messages if "out of memory" in line]
+    assert said == [
+        "saes/faithful: out of memory in monitors, which are left out from here on; lower saes_at_once to have them"
+    ]
+    cost = json.loads((folder.monitors_dir / "faithful.json").read_text())
+    assert cost["fired"] == dict.fromkeys(MONITORS, 0)
+    assert cost["left_out"] == dict.fromkeys(MONITORS, 3)
+
+
+@pytest.mark.usefixtures("unlimited")
+@pytest.mark.parametrize("content", ["{", '{"hook": "h"}\n', '{"seed": 0, "hook": [], "variant": {}}\n'])
+def test_a_damaged_file_of_an_earlier_training_does_not_end_one(
+    watched: dict[str, Any], caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    path = Path(watched["output_path"]) / "monitors/faithful.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    folder = run(ExperimentConfig.from_dict({**watched, "monitors": ["reconstruction"]}), until="saes")
+    assert len(trained_weights(folder)) == 2
+    (said,) = (line for line in caplog.messages if "begun anew" in line)
+    assert str(path) in said
+    assert all(json.loads(line)["metric"] for line in path.read_text().splitlines())
+
+
+def test_monitors_write_nothing_where_a_link_leads_out_of_the_run_folder(
+    watched: dict[str, Any], tmp_path: Path
+) -> None:
+    outside, output = tmp_path / "outside", Path(watched["output_path"])
+    outside.mkdir()
+    output.mkdir()
+    (output / "monitors").symlink_to(outside)
+    with pytest.raises(RunError, match="outside the run folder"):
+        run(ExperimentConfig.from_dict(watched), until="saes")
+    assert not list(output.glob("data/*"))  # before anything is done
+    watch = Watch([SimpleNamespace(name="any")], {}, [], language_model=None, seed=0, batch_rows=1)  # type: ignore[arg-type, list-item]
+    monitors = Monitors(watch, "faithful", {})
+    with pytest.raises(RunError, match="outside the run folder"):
+        monitors.write(output / "monitors")
+    assert not list(outside.iterdir())
 
 
 @pytest.mark.usefixtures("unlimited")

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from sae_faithful import ExperimentConfig, RunError, run
+from sae_faithful.baselines import draw_activations
 from sae_faithful.data import measure_typicality
 from sae_faithful.evaluation import read_rows
 from sae_faithful.language_model import LanguageModel
+from sae_faithful.tokens import TokenSet
 
 EVALUATORS = ["shared_features", {"fake_features": {"n_tokens": 3_200}}, "reconstruction"]
 
@@ -84,6 +86,30 @@ def test_one_row_that_does_not_fit_is_one_line_and_leaves_what_was_finished(
     assert not list(output.glob("results/*/step.json"))
 
 
+def test_activations_for_baselines_are_the_same_in_smaller_batches(
+    tiny_config: dict[str, Any], activations_of_at_most: Callable[[int], list[int]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    config = ExperimentConfig.from_dict(
+        {**tiny_config, "store_batch_size_prompts": 8, "baseline_tokens": 200}
+    )
+    model = LanguageModel.from_config(config, config.hook_names)
+    tokens = TokenSet.from_rows(np.random.default_rng(0).integers(3, 64, size=(40, 16)))
+    (hook,) = config.hook_names
+    expected = draw_activations("faithful", tokens, [hook], config, model)[hook]
+    asked = activations_of_at_most(3)
+    found = draw_activations("faithful", tokens, [hook], config, model)[hook]
+    assert asked[:3] == [8, 4, 2]
+    assert found.shape == expected.shape == (200, expected.shape[1])
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert "activations of faithful for baselines 2 rows at a time" in caplog.text
+    activations_of_at_most(0)
+    with pytest.raises(
+        RunError, match="'faithful': out of memory with one row at a time; lower baseline_tokens"
+    ):
+        draw_activations("faithful", tokens, [hook], config, model)
+
+
 def test_an_estimate_that_does_not_fit_stops_no_run(
     tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,7 +131,10 @@ def test_training_does_not_shrink_its_batches(
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory")
 
     monkeypatch.setattr(SAETrainer, "_train_step", too_much)
-    with pytest.raises(RunError, match=r"training SAEs on faithful; .* lower train_batch_size_tokens"):
+    with pytest.raises(
+        RunError,
+        match=r"training SAEs on faithful; .*: train fewer .*saes_at_once.* lower train_batch_size_tokens",
+    ):
         run(ExperimentConfig.from_dict(tiny_config))
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_faithful.memory import disk_of_saes, disk_of_texts
+
 DOCS = Path(__file__).parents[1]
 PAGE = DOCS / "scaling.md"
 BEGIN, END = "<!-- worked out by docs/gen/scaling.py -->\n", "<!-- end of what is worked out -->\n"
@@ -131,8 +133,9 @@ def memory(model: Model) -> tuple[float, float]:
 
 
 def disk(model: Model, tokens: float) -> tuple[float, float]:
-    """Bytes of all texts and of all SAEs."""
-    return 8 * tokens * SOURCES, FLOAT * 2 * model.width * D_SAE * SEEDS * SOURCES
+    """Bytes of all texts, one of them drawn, and of all SAEs, without checkpoints."""
+    texts = disk_of_texts([int(tokens)] * SOURCES, drawn=int(tokens))
+    return texts, disk_of_saes(2 * model.width * D_SAE * SEEDS * SOURCES)
 
 
 def hours(seconds: float) -> str:
@@ -182,8 +185,8 @@ def tables(shares: dict[str, float]) -> str:
             "",
             f"- Memory while training: {needed / 1e9:.0f} GB, of which the five SAEs {saes / 1e9:.0f} GB; in 80 GB "
             f"that {fits}. It does not depend on the number of tokens.",
-            f"- Disk: {text / 1e9:.1f} GB of text at 100M tokens, {100 * text / 1e9:,.0f} GB at 10B; "
-            f"{weights / 1e9:.0f} GB of SAEs.",
+            f"- Disk: {text / 1e9:.1f} GB for text at 100M tokens, {100 * text / 1e9:,.0f} GB at 10B; "
+            f"{weights / 1e9:.0f} GB of SAEs, and three times as much for each checkpoint, where there are any.",
             f"- The bottleneck on one GPU is to {longest.name} ({longest.limit}): "
             f"{longest.seconds / sum(s.seconds for s in small):.0%} of the time.",
             f"- {whole:.1e} FLOP in all, against {training:.1e} for training the model "

@@ -75,7 +75,11 @@ class TextFiles:
         for path in files:
             kind = _table_kind(path)
             if kind is None:
-                yield path.read_text(encoding=self.encoding, errors="replace")
+                try:
+                    text = path.read_text(encoding=self.encoding, errors="replace")
+                except OSError as error:
+                    raise _unreadable([str(path)], error) from error
+                yield text
             else:
                 tables.setdefault(kind, []).append(str(path))
         for kind, paths in tables.items():

@@ -132,6 +132,23 @@ def test_bytes_that_are_no_utf8_are_replaced(load: Callable[..., TokenSet], tmp_
     assert documents(load(tmp_path / "a.txt")) == [[4, 2, 6]]
 
 
+def test_a_file_that_may_not_be_read_is_named(
+    load: Callable[..., TokenSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", "one")
+
+    read_text = Path.read_text
+
+    def refused(self: Path, *args: Any, **options: Any) -> str:
+        if self.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(self))
+        return read_text(self, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UsageError, match=r"a\.txt cannot be read: .*Permission denied"):
+        load(path)
+
+
 def test_reading_stops_when_the_request_is_full(load: Callable[..., TokenSet], tmp_path: Path) -> None:
     tokens = load(write(tmp_path / "a.jsonl", jsonl(THREE)), n_tokens=8)
     assert documents(tokens) == THREE_IDS[:2]

@@ -7,6 +7,8 @@ import hashlib
 import json
 import logging
 import os
+import secrets
+import socket
 import time
 from dataclasses import dataclass, replace
 from itertools import count
@@ -33,6 +35,11 @@ WORTHWHILE = 1.1
 """A larger batch must be this much faster: it costs memory, and a shard is what an interruption loses."""
 MOST_REPEATS = 256
 """After so many repeated samples in a row no more are drawn: repeats are dropped, so it might never end."""
+
+
+PARTIAL = ".partial-"
+SECONDS_OF_PARTIALS = 24 * 3_600
+"""A file that nobody has written to for so long is of a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,21 @@ class ShardCache:
 
         They end only when the model has nothing new to say: at a low temperature, say, or in a few tokens.
         """
-        _write_whole(
-            self.folder / "settings.json", lambda path: path.write_text(json.dumps(self.settings, indent=2))
-        )
+        settings = self.folder / "settings.json"
+        if not settings.exists():
+            _write_whole(settings, lambda path: path.write_text(json.dumps(self.settings, indent=2)))
+        _remove_old_partials(self.folder)
+        # A cache that can only be read may hold all that is needed: SQLite has a place of its own.
+        digests = _partial(self.folder / "seen") if os.access(self.folder, os.W_OK) else None
         repeats = 0
         with (
-            SeenDocuments(self.folder / f".partial-{os.getpid()}-seen") as seen,
+            SeenDocuments(digests) as seen,
             Progress("generating", n_tokens, "tokens") as progress,
         ):
             for index in count():
                 documents = self.shard(index)
+                if digests is not None:
+                    digests.touch()  # it is in use, however long this takes
                 # A shard is drawn whole: in its middle no rate would be true.
                 progress.update(sum(len(document) + 1 for document in documents))
                 for document in documents:
@@ -122,7 +134,7 @@ def generation_work(asked: int | Literal["auto"], sampler: Sampler, request: Sou
     longest = sampler.max_new_tokens + len(sampler.prompt_ids)
     n_shards = -(-request.n_tokens // (likely * longest))
     shards = ShardCache(sampler, likely, request.seed, request.cache_dir)
-    to_draw = sum(not (shards.folder / f"shard-{index:06d}.arrow").exists() for index in range(n_shards))
+    to_draw = sum(not shards.path(index).exists() for index in range(n_shards))
     if sampler.batches_itself:
         # To try it would be to start it, or to ask a server that may not run yet.
         return Work(at_least=to_draw > 0)
@@ -154,8 +166,10 @@ def resolve_batch_size(asked: int | Literal["auto"], sampler: Sampler, request: 
     _write_whole(
         _batch_size_file(sampler, request),
         lambda partial: partial.write_text(json.dumps({"batch_size": best, "tokens_per_s": rates})),
+        replacing=False,
     )
-    return best
+    # Another run may have measured meanwhile: both draw as the first one says.
+    return _kept_batch_size(sampler, request) or best
 
 
 def _batch_size_file(sampler: Sampler, request: SourceRequest) -> Path:
@@ -273,11 +287,37 @@ def _kept_checksum(path: Path) -> str | None:
         return None
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def _write_whole(path: Path, write: Callable[[Path], object], *, replacing: bool = True) -> None:
+    """Let `write` make a file aside, and put it in its place; without `replacing`, only where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The cache is shared: two runs may write the same file, each aside under its own name.
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = _partial(path)
     write(partial)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    partial.replace(path)
+    if replacing or not _linked(partial, path):
+        partial.replace(path)
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Move a file where none is, or drop it; False, and nothing done, on a file system without links."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)
+    except OSError:
+        return False
+    partial.unlink()
+    return True
+
+
+def _partial(path: Path) -> Path:
+    """A name beside `path` that nobody else takes: containers that share a cache may have equal process numbers."""
+    own = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f"{PARTIAL}{own}-{path.name}")
+
+
+def _remove_old_partials(folder: Path) -> None:
+    """What killed processes left."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError):  # another run removed it, or this one must not
+            if time.time() - path.stat().st_mtime > SECONDS_OF_PARTIALS:
+                path.unlink()

@@ -19,6 +19,13 @@ HERE = {"engine": "server", "server_url": "http://a/v1"}
         ({"engine": "server", "server_url": f"http://me:{SECRET}@a/v1"}, "an address with a password"),
         ({"engine": "server", "server_url": f"http://a/v1?key={SECRET}"}, "holds more than an address"),
         ({"engine": "server", "server_url": f"{SECRET}"}, "is no address"),
+        *(
+            ({**HERE, "server_key_env": name}, f"server_key_env {name} is the key of another service")
+            for name in (
+                "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY", "GITHUB_TOKEN",
+                "GH_TOKEN", "AWS_SECRET_ACCESS_KEY",
+            )
+        ),
         ({"engine": "server"}, "engine server needs server_url"),
         ({**HERE, "dtype": "float16"}, "dtype float16: a server has weights of"),
         ({"server_url": "http://a/v1"}, "server_url is an option of engine server, and the engine is transformers"),

@@ -315,6 +315,11 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     tokens = load(make_request(n_tokens=160), vllm_server.url, server_key_env="MY_KEY")
     sent = [headers.get("Authorization") for path, _, headers in vllm_server.asked]
     assert set(sent) == {f"Bearer {SECRET}"}
+    host = vllm_server.url.removeprefix("http://").removesuffix("/v1")
+    said = [record for record in caplog.records if "is sent to" in record.getMessage()]
+    assert [(one.levelname, one.getMessage()) for one in said] == [
+        ("WARNING", f"the key in MY_KEY is sent to {host}")
+    ]
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) >= 3
     assert not any(SECRET.encode() in one for one in written)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -302,6 +305,56 @@ def test_the_batch_size_that_auto_found_is_recorded_and_used_again(
     # Samples under other settings may be faster in other batches.
     other = dataclasses.replace(sampler, prompt_ids=(BOS, 5))
     assert resolve_batch_size("auto", other, request) == 16
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_that_measure_at_once_take_what_the_first_one_wrote(
+    sampler: Sampler, make_request: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    request = make_request()
+
+    def slower(sizes: Any, sampler: Sampler) -> dict[int, float]:
+        monkeypatch.setattr(shards_module, "_measure", lambda sizes, sampler: {16: 100.0, 32: 150.0})
+        assert resolve_batch_size("auto", sampler, request) == 32
+        return {16: 100.0, 32: 90.0}
+
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    monkeypatch.setattr(shards_module, "_measure", slower)
+    taken = resolve_batch_size("auto", sampler, request)
+    assert taken == resolve_batch_size("auto", sampler, request)
+    assert taken == (32 if links else 16)
+    assert not list((request.cache_dir / "self_generated").glob(".partial-*"))
+
+
+def test_partials_of_equal_process_numbers_differ_and_old_ones_go(
+    make_cache: Callable[..., ShardCache],
+) -> None:
+    cache = make_cache()
+    path = cache.folder / "shard-000000.arrow"
+    one, other = shards_module._partial(path), shards_module._partial(path)
+    assert one != other
+    assert socket.gethostname() in one.name
+    cache.folder.mkdir(parents=True)
+    one.write_bytes(b"half of it")
+    other.write_bytes(b"half of it")
+    os.utime(one, (time.time() - 90_000,) * 2)
+    take(cache, 1)
+    assert list(cache.folder.glob(".partial-*")) == [other]
+
+
+def test_a_whole_cache_that_can_only_be_read_is_used(
+    make_cache: Callable[..., ShardCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache()
+    documents = take(cache, 2)
+    before = sorted(cache.folder.iterdir())
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(shards_module, "_write_whole", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(shards_module, "_partial", lambda _: pytest.fail("written"))
+    assert same(take(cache, 2), documents)
+    assert len(list(islice(cache.documents(100), 9))) == 9
+    assert sorted(cache.folder.iterdir()) == before
 
 
 def test_auto_counts_what_a_last_shard_draws_in_vain(

@@ -19,6 +19,10 @@ OWN_OPTIONS = {
 }
 """Options that one engine alone takes."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OF_OTHERS = re.compile(
+    r"HF_TOKEN|HUGGING_?FACE_HUB_TOKEN|WANDB_API_KEY|GITHUB_TOKEN|GH_TOKEN|AWS_.*", re.IGNORECASE
+)
+"""Variables with keys of other services: a stranger's config could have them sent to an address of its choice."""
 
 
 def check_engine_options(options: SelfGenerated) -> None:
@@ -54,6 +58,11 @@ def _check_server(options: SelfGenerated) -> None:
         raise ValueError(
             "server_key_env is no name of an environment variable; the key itself belongs into that variable and into "
             "no config"
+        )
+    if options.server_key_env is not None and OF_OTHERS.fullmatch(options.server_key_env):
+        raise ValueError(
+            f"server_key_env {options.server_key_env} is the key of another service, which goes to no server_url; give "
+            "the server's own key in a variable of its own"
         )
     if options.dtype is not None:
         raise ValueError(f"dtype {options.dtype}: a server has weights of its own; leave dtype out")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+from urllib.parse import urlsplit
 
 from sae_faithful import HttpFailure, JsonClient, Manners, RunError, derive_seed
 from sae_faithful_plugins.self_generated.engines.replies import (
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
     from sae_faithful import SourceRequest
     from sae_faithful_plugins.self_generated import SelfGenerated
+
+log = logging.getLogger("sae_faithful.self_generated")
 
 KEY_VARIABLE, CONCURRENCY = "OPENAI_API_KEY", 64
 TIMEOUT, RETRIES, BACKOFF = 600.0, 6, 1.0
@@ -102,6 +107,9 @@ class ServerSampler(Sampler):
 
     @cached_property
     def _http(self) -> JsonClient:
+        if os.environ.get(self.key_variable):
+            # The address is the config's, which may be a stranger's.
+            log.warning("the key in %s is sent to %s", self.key_variable, urlsplit(self.url).netloc)
         manners = Manners(self.concurrency, timeout=self.timeout, retries=RETRIES, backoff=self.backoff)
         return JsonClient(lambda: self.url, self.key_variable, manners)
 
