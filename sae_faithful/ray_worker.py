@@ -143,9 +143,13 @@ class Worker:
     def _do(self, job: int, unit: Unit) -> Done:
         from sae_faithful.progress import libraries_as_well
         from sae_faithful.timings import Timings, kept, peak_memory
+        from sae_faithful.units import MakePiece, MakeText, close_pieces
         from sae_faithful.wandb_run import one_experiment
 
         experiment = self._experiment_of(job)
+        if not isinstance(unit, MakePiece | MakeText):
+            # Another worker may have made the text of the pieces that were drawn here.
+            close_pieces(experiment)
         timings = Timings(None)
         with libraries_as_well(), one_experiment(), kept(timings):
             first = unit.do(experiment, spread=True)
@@ -160,11 +164,12 @@ class Worker:
         from sae_faithful.config import ExperimentConfig
         from sae_faithful.interfaces import RunError
         from sae_faithful.registry import load_plugins
-        from sae_faithful.units import Experiment, hash_of_steps
+        from sae_faithful.units import Experiment, close_pieces, hash_of_steps
 
         before = None
         if self._experiment is not None:
             _, before, lock = self._experiment
+            close_pieces(before)
             lock.close()
             self._experiment = None
         wanted = self.setup.jobs[job]
