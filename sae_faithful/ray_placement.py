@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
@@ -30,21 +30,38 @@ from sae_faithful.timings import kept
 from sae_faithful.units import hash_of_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from sae_faithful.placement import Rounds
+    from sae_faithful.plan import Plan
     from sae_faithful.units import Experiment, Unit
 
 log = logging.getLogger(__name__)
 
 PASSED_ON = re.compile(
-    r"(SAE_FAITHFUL|HF|HUGGING_?FACE|TRANSFORMERS|TOKENIZERS|WANDB|TORCH|PYTORCH|CUBLAS|MKL|OPENBLAS)_.*"
+    r"(SAE_FAITHFUL|HF|HUGGING_?FACE|TRANSFORMERS|TOKENIZERS|WANDB|OPENAI|TORCH|PYTORCH|CUBLAS|MKL|OPENBLAS)_.*"
     r"|.*(TOKEN|KEY|SECRET|PASSWORD)"
+    r"|(?i:(HTTP|HTTPS|NO|ALL)_PROXY)"
 )
-"""Environment variables that workers get from the driver."""
+"""Environment variables that workers get from the driver: with a key goes the address that it is for."""
 POLL_SECONDS = 0.2
 PATIENCE = 60.0
 """Seconds without a worker before the user is told what the cluster lacks."""
+
+
+def key_variables(plan: Plan) -> set[str]:
+    """Environment variables that hold keys, as the plugins' options name them: in fields that end in `key_env`."""
+    planned = (
+        *(text.source for text in plan.texts),
+        *(one.evaluator for one in (*plan.evaluators, *plan.monitors)),
+        *(one.baseline for one in plan.baselines),
+    )
+    options: Iterator[tuple[str, Any]] = (
+        (entry.name, getattr(one, entry.name))
+        for one in planned
+        for entry in dataclasses.fields(cast(Any, one))
+    )
+    return {value for name, value in options if name.endswith("key_env") and isinstance(value, str)}
 
 
 @contextlib.contextmanager
@@ -193,7 +210,10 @@ class RayPlacement:
             Job(json.dumps(one.config.to_dict()), one.folder.root, one.threads, hash_of_steps(one))
             for one in self.experiments
         ]
-        environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
+        named = set[str]().union(*(key_variables(one.plan) for one in self.experiments))
+        environment = {
+            name: value for name, value in os.environ.items() if name in named or PASSED_ON.fullmatch(name)
+        }
         environment["SAE_FAITHFUL_CACHE"] = str(cache_dir().absolute())
         self._setup = Setup(
             jobs=jobs,
