@@ -14,7 +14,7 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sae_faithful.units import Experiment, Unit
 
 TOKEN_FILE = "token"
+BEGUN = "begun"
+"""Key of the line in a worker's log that says which unit it begins."""
 COMPARED = ("sae-faithful", "sae-lens", "transformer-lens", "torch", "transformers", "numpy")
 """Packages whose versions can change results: workers must have the driver's."""
 
@@ -92,6 +94,7 @@ class Worker:
     def __init__(self, name: str, setup: Setup) -> None:
         self.name = name
         self.setup = setup
+        self._log_file = setup.shared / f"{name}.log"
         self._experiment: tuple[int, Experiment, contextlib.ExitStack] | None = None
 
     def begin(self) -> Hello | Failed:
@@ -101,9 +104,14 @@ class Worker:
         except Exception as error:
             return self._failed(error)
 
+    def ping(self) -> None:
+        """Answer, as only a living worker does."""
+
     def do(self, job: int, unit: Unit) -> Done | Failed:
         """Do one unit of one run."""
         try:
+            # Seen by the driver even if this process dies in the next moment.
+            _append(self._log_file, {BEGUN: unit.name})
             return self._do(job, unit)
         except Exception as error:
             return self._failed(error)
@@ -123,7 +131,7 @@ class Worker:
                 f"the worker on {host} does not see {setup.shared.parent}: run folder, cache and working directory "
                 "must be on a file system that all machines of the cluster share"
             )
-        self._log_to(setup.shared / f"{self.name}.log")
+        self._log_to(self._log_file)
         from importlib import metadata
 
         for package, version in setup.versions.items():
@@ -228,9 +236,13 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = {"time": time.time(), "level": record.levelno, "message": record.getMessage()}
-        # Opened anew for each: on a shared file system a file is seen by others when it is closed.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        _append(self.path, line)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    # Opened anew for each: on a shared file system a file is seen by others when it is closed.
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:
