@@ -235,7 +235,11 @@ class _Lines(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = {"time": time.time(), "level": record.levelno, "message": record.getMessage()}
+        from sae_faithful.redaction import without_secrets
+
+        # The file stays where the driver is killed.
+        message = without_secrets(record.getMessage())
+        line = {"time": time.time(), "level": record.levelno, "message": message}
         _append(self.path, line)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sae_faithful.ray_worker import Done, Setup, Worker
+from sae_faithful.ray_worker import Done, Setup, Worker, _Lines
 from sae_faithful.units import MakePiece, TrainSource
 
 
@@ -59,3 +61,12 @@ def test_the_model_that_drew_shards_is_gone_before_another_unit_begins(
     assert pieces.open
     assert isinstance(one.do(0, TrainSource("faithful")), Done)
     assert seen == [False]
+
+
+def test_a_worker_s_log_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the run folder where the driver is killed."""
+    monkeypatch.setenv("MY_SERVICE_PASSWORD", secret := 'ab"cd\\efgh')
+    record = logging.LogRecord("x", logging.INFO, "", 0, "bad: %s, %r", (secret, secret), None)
+    _Lines(tmp_path / "worker-1.log").emit(record)
+    line = json.loads((tmp_path / "worker-1.log").read_text())
+    assert (line["level"], line["message"]) == (logging.INFO, "bad: (hidden), '(hidden)'")
