@@ -327,8 +327,8 @@ class RayPlacement:
             run.waiting.insert(0, unit)
         if hand.begun == 0:
             self._did_not_start(hand, error)
-        elif run is None or unit is None or hand.begun < hand.given:
-            log.warning("%s died while it was idle", hand)  # no fault of the unit
+        elif run is None or unit is None or hand.begun < hand.given:  # no fault of the unit
+            log.warning("%s died while it was idle; its work is given to another", hand)
         else:
             self._deaths[run.number, unit.name] += 1
             times = self._deaths[run.number, unit.name]
@@ -345,7 +345,7 @@ class RayPlacement:
         self._unstarted += 1
         if self._unstarted > self.resources.max_retries and not (self._hands or self._idle):
             raise self._too_often(f"a worker could not start {self._unstarted} times", hand, error)
-        log.warning("%s died before it began anything", hand)
+        log.warning("%s died before it began anything; its work is given to another", hand)
 
     def _too_often(self, what: str, hand: Hand, error: Exception) -> RunError:
         reason = " ".join(str(error).split())[-300:]
