@@ -103,7 +103,7 @@ def run_models(
     All are checked before any weights load. With `ray` they share the workers; without, they come one after the other.
 
     Args:
-        configs: what to do, by name; `several_models.configs_in_file` reads them from one file.
+        configs: what to do, by name; `several_models.models_in_file` reads them from one file.
         output: the folder of all runs.
         until: as for `run`.
         ray: as for `run`; what is reserved for workers is what the first config says.

@@ -18,33 +18,63 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sae_faithful import interruption
 from sae_faithful.interfaces import RunError
 from sae_faithful.ray_cluster import connected, numeric_threads
-from sae_faithful.ray_worker import TOKEN_FILE, Done, Failed, Hello, Job, Setup, Worker, error_of, versions
+from sae_faithful.ray_worker import (
+    BEGUN,
+    TOKEN_FILE,
+    Done,
+    Failed,
+    Hello,
+    Job,
+    Setup,
+    Worker,
+    error_of,
+    versions,
+)
 from sae_faithful.resources import Resources
 from sae_faithful.run_folder import cache_dir, write_text
 from sae_faithful.timings import kept
 from sae_faithful.units import hash_of_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from sae_faithful.placement import Rounds
+    from sae_faithful.plan import Plan
     from sae_faithful.units import Experiment, Unit
 
 log = logging.getLogger(__name__)
 
 PASSED_ON = re.compile(
-    r"(SAE_FAITHFUL|HF|HUGGING_?FACE|TRANSFORMERS|TOKENIZERS|WANDB|TORCH|PYTORCH|CUBLAS|MKL|OPENBLAS)_.*"
+    r"(SAE_FAITHFUL|HF|HUGGING_?FACE|TRANSFORMERS|TOKENIZERS|WANDB|OPENAI|TORCH|PYTORCH|CUBLAS|MKL|OPENBLAS)_.*"
     r"|.*(TOKEN|KEY|SECRET|PASSWORD)"
+    r"|(?i:(HTTP|HTTPS|NO|ALL)_PROXY)"
 )
-"""Environment variables that workers get from the driver."""
+"""Environment variables that workers get from the driver: with a key goes the address that it is for."""
 POLL_SECONDS = 0.2
+PING_SECONDS = 5.0
+"""Within which an idle worker answers, if it is alive."""
 PATIENCE = 60.0
 """Seconds without a worker before the user is told what the cluster lacks."""
+
+
+def key_variables(plan: Plan) -> set[str]:
+    """Environment variables that hold keys, as the plugins' options name them: in fields that end in `key_env`."""
+    planned = (
+        *(text.source for text in plan.texts),
+        *(one.evaluator for one in (*plan.evaluators, *plan.monitors)),
+        *(one.baseline for one in plan.baselines),
+    )
+    options: Iterator[tuple[str, Any]] = (
+        (entry.name, getattr(one, entry.name))
+        for one in planned
+        for entry in dataclasses.fields(cast(Any, one))
+    )
+    return {value for name, value in options if name.endswith("key_env") and isinstance(value, str)}
 
 
 @contextlib.contextmanager
@@ -97,6 +127,10 @@ class Hand:
     hello: Hello | None = None
     read: int = 0
     """Bytes of its log."""
+    given: int = 0
+    """Units that it was given."""
+    begun: int = 0
+    """Units that it has begun, as its log says."""
     run: Run | None = None
     unit: Unit | None = None
     last: Run | None = None
@@ -121,6 +155,9 @@ class RayPlacement:
         self._idle: list[Hand] = []
         self._started = 0
         self._deaths: Counter[tuple[int, str]] = Counter()
+        """Workers that died in a unit."""
+        self._unstarted = 0
+        """Workers that died before they began anything, since the last unit that was finished."""
         self._setup: Setup | None = None
         self._gpus: list[str] = []
 
@@ -151,6 +188,8 @@ class RayPlacement:
         ready = sum(len(run.waiting) for run in runs)
         room = (self.resources.workers or 1) - len(self._hands) - len(self._idle)
         starting = sum(hand.hello is None for hand in self._hands.values())
+        if self._unstarted > self.resources.max_retries and (self._hands or self._idle):
+            room = 0  # the cluster has no more to give: go on with those that are there
         for _ in range(min(room, ready - len(self._idle) - starting)):
             self._start()
         for hand in list(self._idle):
@@ -162,6 +201,7 @@ class RayPlacement:
                     run.waiting.remove(unit)
                     run.running.append(unit)
                     hand.run, hand.unit, hand.last = run, unit, run
+                    hand.given += 1
                     self._hands[hand.actor.do.remote(run.number, unit)] = hand
                     log.debug("%s: %s", hand, unit.name)
                     break
@@ -193,7 +233,10 @@ class RayPlacement:
             Job(json.dumps(one.config.to_dict()), one.folder.root, one.threads, hash_of_steps(one))
             for one in self.experiments
         ]
-        environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
+        named = set[str]().union(*(key_variables(one.plan) for one in self.experiments))
+        environment = {
+            name: value for name, value in os.environ.items() if name in named or PASSED_ON.fullmatch(name)
+        }
         environment["SAE_FAITHFUL_CACHE"] = str(cache_dir().absolute())
         self._setup = Setup(
             jobs=jobs,
@@ -257,6 +300,7 @@ class RayPlacement:
         assert run is not None and unit is not None
         hand.run = hand.unit = None
         run.running.remove(unit)
+        self._unstarted = 0
         if done.first:
             log.info("%s: %d pieces to make first", unit.name, len(done.first))
             names = tuple(piece.name for piece in done.first)
@@ -275,24 +319,57 @@ class RayPlacement:
         Raises:
             RunError: that has happened too often.
         """
+        self._kill(hand)
+        self._drop_silent()
+        run, unit = hand.run, hand.unit
+        if run is not None and unit is not None:
+            run.running.remove(unit)
+            run.waiting.insert(0, unit)
+        if hand.begun == 0:
+            self._did_not_start(hand, error)
+        elif run is None or unit is None or hand.begun < hand.given:  # no fault of the unit
+            log.warning("%s died while it was idle; its work is given to another", hand)
+        else:
+            self._deaths[run.number, unit.name] += 1
+            times = self._deaths[run.number, unit.name]
+            if times > self.resources.max_retries:
+                raise self._too_often(f"{unit.name}: its worker died {times} times", hand, error)
+            log.warning("%s died; %s is given to another", hand, unit.name)
+
+    def _did_not_start(self, hand: Hand, error: Exception) -> None:
+        """Count it; others that are there, or on their way, may still do all the work.
+
+        Raises:
+            RunError: there are none, and that has happened too often.
+        """
+        self._unstarted += 1
+        if self._unstarted > self.resources.max_retries and not (self._hands or self._idle):
+            raise self._too_often(f"a worker could not start {self._unstarted} times", hand, error)
+        log.warning("%s died before it began anything; its work is given to another", hand)
+
+    def _too_often(self, what: str, hand: Hand, error: Exception) -> RunError:
+        reason = " ".join(str(error).split())[-300:]
+        return RunError(f"{what}, last {hand} (ray.max_retries: {self.resources.max_retries}): {reason}")
+
+    def _drop_silent(self) -> None:
+        """Idle workers that no longer answer: where one died, its machine may be gone, and they with it."""
+        pings = {hand.actor.ping.remote(): hand for hand in self._idle}
+        if not pings:
+            return
+        done, _ = self.ray.wait(list(pings), num_returns=len(pings), timeout=PING_SECONDS)
+        alive: list[Hand] = []
+        for reference in done:
+            with contextlib.suppress(self.ray.exceptions.RayError):
+                self.ray.get(reference)
+                alive.append(pings[reference])
+        for hand in [hand for hand in self._idle if hand not in alive]:
+            log.warning("%s no longer answers", hand)
+            self._idle.remove(hand)
+            self._kill(hand)
+
+    def _kill(self, hand: Hand) -> None:
         with contextlib.suppress(Exception):
             self.ray.kill(hand.actor)
-        run, unit = hand.run, hand.unit
-        key = (-1, "start") if run is None or unit is None else (run.number, unit.name)
-        self._deaths[key] += 1
-        if self._deaths[key] > self.resources.max_retries:
-            what = "a worker could not start" if unit is None else f"{unit.name}: its worker died"
-            reason = " ".join(str(error).split())[-300:]
-            raise RunError(
-                f"{what} {self._deaths[key]} times, last {hand} (ray.max_retries: "
-                f"{self.resources.max_retries}): {reason}"
-            )
-        if run is None or unit is None:
-            log.warning("%s did not start; another is started", hand)
-            return
-        log.warning("%s died; %s is given to another", hand, unit.name)
-        run.running.remove(unit)
-        run.waiting.insert(0, unit)
 
     def _read_log(self, hand: Hand) -> None:
         """What the worker has said since."""
@@ -307,13 +384,15 @@ class RayPlacement:
         hand.read += len(whole)
         for line in whole.splitlines():
             said = json.loads(line)
+            if BEGUN in said:
+                hand.begun += 1
+                continue
             log.log(said["level"], "[%s] %s", hand, said["message"])
 
     def _stop(self) -> None:
         """End every worker, and wait for that: nothing may be written once the run folder is given up."""
         for hand in (*self._hands.values(), *self._idle):
-            with contextlib.suppress(Exception):
-                self.ray.kill(hand.actor)
+            self._kill(hand)
         self._hands, self._idle = {}, []
         if self._setup is None:
             return

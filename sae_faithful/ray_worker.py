@@ -14,7 +14,7 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sae_faithful.units import Experiment, Unit
 
 TOKEN_FILE = "token"
+BEGUN = "begun"
+"""Key of the line in a worker's log that says which unit it begins."""
 COMPARED = ("sae-faithful", "sae-lens", "transformer-lens", "torch", "transformers", "numpy")
 """Packages whose versions can change results: workers must have the driver's."""
 
@@ -92,6 +94,7 @@ class Worker:
     def __init__(self, name: str, setup: Setup) -> None:
         self.name = name
         self.setup = setup
+        self._log_file = setup.shared / f"{name}.log"
         self._experiment: tuple[int, Experiment, contextlib.ExitStack] | None = None
 
     def begin(self) -> Hello | Failed:
@@ -101,9 +104,14 @@ class Worker:
         except Exception as error:
             return self._failed(error)
 
+    def ping(self) -> None:
+        """Answer, as only a living worker does."""
+
     def do(self, job: int, unit: Unit) -> Done | Failed:
         """Do one unit of one run."""
         try:
+            # Seen by the driver even if this process dies in the next moment.
+            _append(self._log_file, {BEGUN: unit.name})
             return self._do(job, unit)
         except Exception as error:
             return self._failed(error)
@@ -123,7 +131,7 @@ class Worker:
                 f"the worker on {host} does not see {setup.shared.parent}: run folder, cache and working directory "
                 "must be on a file system that all machines of the cluster share"
             )
-        self._log_to(setup.shared / f"{self.name}.log")
+        self._log_to(self._log_file)
         from importlib import metadata
 
         for package, version in setup.versions.items():
@@ -143,9 +151,13 @@ class Worker:
     def _do(self, job: int, unit: Unit) -> Done:
         from sae_faithful.progress import libraries_as_well
         from sae_faithful.timings import Timings, kept, peak_memory
+        from sae_faithful.units import MakePiece, MakeText, close_pieces
         from sae_faithful.wandb_run import one_experiment
 
         experiment = self._experiment_of(job)
+        if not isinstance(unit, MakePiece | MakeText):
+            # Another worker may have made the text of the pieces that were drawn here.
+            close_pieces(experiment)
         timings = Timings(None)
         with libraries_as_well(), one_experiment(), kept(timings):
             first = unit.do(experiment, spread=True)
@@ -160,11 +172,12 @@ class Worker:
         from sae_faithful.config import ExperimentConfig
         from sae_faithful.interfaces import RunError
         from sae_faithful.registry import load_plugins
-        from sae_faithful.units import Experiment, hash_of_steps
+        from sae_faithful.units import Experiment, close_pieces, hash_of_steps
 
         before = None
         if self._experiment is not None:
             _, before, lock = self._experiment
+            close_pieces(before)
             lock.close()
             self._experiment = None
         wanted = self.setup.jobs[job]
@@ -222,10 +235,18 @@ class _Lines(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = {"time": time.time(), "level": record.levelno, "message": record.getMessage()}
-        # Opened anew for each: on a shared file system a file is seen by others when it is closed.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        from sae_faithful.redaction import without_secrets
+
+        # The file stays where the driver is killed.
+        message = without_secrets(record.getMessage())
+        line = {"time": time.time(), "level": record.levelno, "message": message}
+        _append(self.path, line)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    # Opened anew for each: on a shared file system a file is seen by others when it is closed.
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -57,15 +58,21 @@ def one_line(text: str) -> str:
 
 
 def known_secrets() -> list[str]:
-    """Values of environment variables that are secrets by name, or a password in an address; longest first."""
+    """Values of environment variables that are secrets by name, or a password in an address; longest first.
+
+    Each also as JSON and as Python's `repr` write it, where that is another text.
+    """
     found: set[str] = set()
     for name, value in os.environ.items():
         if SECRET_VARIABLES.search(name):
             found.add(value.strip())
         found.update(IN_URL.findall(value))
-    return sorted(
-        (value for value in found if len(value) >= SHORTEST_SECRET), key=lambda one: (-len(one), one)
-    )
+    forms = {form for value in found if len(value) >= SHORTEST_SECRET for form in _forms(value)}
+    return sorted(forms, key=lambda one: (-len(one), one))
+
+
+def _forms(value: str) -> tuple[str, ...]:
+    return value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]
 
 
 def secret_in(value: Any) -> str | None:

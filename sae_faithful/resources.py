@@ -20,7 +20,7 @@ class Resources:
     gpus_per_worker: float | None = None
     """GPUs that Ray reserves for each, parts of one allowed; default: 1 where `device` is CUDA, else 0."""
     max_retries: int = 3
-    """A unit whose worker dies is given to another so many times."""
+    """A unit whose worker dies is given to another so many times; a worker that cannot start is replaced as often."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:

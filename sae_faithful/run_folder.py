@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -232,6 +233,7 @@ class RunFolder:
 
         Raises:
             UsageError: another process owns it (its machine, process id and start are named).
+            RunError: its file system has no locks.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / ".lock"
@@ -239,7 +241,7 @@ class RunFolder:
             if path.is_symlink():
                 raise UsageError(f"{path} is a link to another file, which a lock would empty; delete it")
             file = stack.enter_context(path.open("a+"))
-            if not _try_lock(file.fileno()):
+            if not self._try_lock(file.fileno()):
                 file.seek(0)
                 raise UsageError(f"{self.root} is in use by {file.read().strip() or 'another process'}")
             file.seek(0)
@@ -263,10 +265,16 @@ class RunFolder:
 
     @contextlib.contextmanager
     def joined(self) -> Generator[None]:
-        """Work in the folder for the process that owns it; several may at once."""
+        """Work in the folder for the process that owns it; several may at once.
+
+        Raises:
+            RunError: another process is taking the folder over, or its file system has no locks.
+        """
         self.workers_dir.mkdir(parents=True, exist_ok=True)
-        with (self.workers_dir / "alive").open("a") as file:
-            _try_lock(file.fileno(), shared=True)
+        # NFS gives a shared lock only to a file that is open for reading.
+        with (self.workers_dir / "alive").open("a+") as file:
+            if not self._try_lock(file.fileno(), shared=True):
+                raise RunError(f"{self.root} is being taken over by another process; this worker is too late")
             yield
 
     def wait_for_workers(self, seconds: float) -> bool:
@@ -275,11 +283,26 @@ class RunFolder:
         deadline = time.monotonic() + seconds
         while path.exists():
             with path.open("a") as file:
-                if _try_lock(file.fileno()):
+                if self._try_lock(file.fileno()):
                     return True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.1)
+        return True
+
+    def _try_lock(self, descriptor: int, *, shared: bool = False) -> bool:
+        # The operating system releases the lock when its owner dies, however it dies.
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                return False
+            raise RunError(
+                f"{self.root} cannot be locked ({error.strerror}): its file system has no locks; give another "
+                "--output, or have it mounted with them (Lustre: -o flock)"
+            ) from error
         return True
 
     def _record(self, step: Step) -> dict[str, Any] | None:
@@ -365,17 +388,6 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     write(partial)
     _sync(partial)
     partial.replace(path)
-
-
-def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    # The operating system releases the lock when its owner dies, however it dies.
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _sync_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,10 @@ def test_a_unit_whose_workers_keep_dying_ends_the_run_in_one_line(
 ) -> None:
     def kill(line: str) -> None:
         if found := re.match(r"(worker \d+) on .*: data/faithful$", line):
+            # Only what has begun counts.
+            said = tmp_path / "run/.partial-workers" / f"{found[1].replace(' ', '-')}.log"
+            while not said.exists() or '"begun": "data/faithful"' not in said.read_text():
+                time.sleep(0.001)
             os.kill(heard.processes[found[1]], signal.SIGKILL)
 
     heard = listen(kill)

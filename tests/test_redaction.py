@@ -59,6 +59,20 @@ def test_values_of_secret_variables_are_known_by_the_variables_names(
     assert not {"abc", "an ordinary value"} & set(known)
 
 
+def test_a_secret_is_known_as_json_and_repr_write_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A quote, a backslash, a letter that JSON may escape; and one that is too short, however it is written.
+    secrets = ['ab"cd\\efgh', "ab'cd\"ef\nghi", "gräfin-von-x"]
+    for number, secret in enumerate(secrets):
+        monkeypatch.setenv(f"SOME_{number}_PASSWORD", secret)
+    monkeypatch.setenv("SHORT_PASSWORD", 'a"b"c\\')
+    for secret in secrets:
+        for written in (repr(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False)):
+            assert without_secrets(f"it was {written}.")[8:-2] == HIDDEN
+        write_json(tmp_path / "a.json", {"said": secret})
+        assert json.loads((tmp_path / "a.json").read_text()) == {"said": HIDDEN}
+    assert without_secrets(json.dumps('a"b"c\\')) == json.dumps('a"b"c\\')
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sae_faithful.interfaces import UsageError
+from sae_faithful.interfaces import RunError, UsageError
 from sae_faithful.run_folder import RunFolder, Step, cache_dir, write_aside, write_json, write_text
 
 if TYPE_CHECKING:
@@ -303,6 +305,57 @@ def test_the_lock_is_released_by_an_error_inside(folder: RunFolder) -> None:
     with folder.locked():
         pass
     assert (folder.root / ".lock").read_text() == ""
+
+
+def refusing(number: int, operation: int) -> Callable[[int, int], None]:
+    """`flock` as a file system has it that answers one kind of lock with this error."""
+
+    def flock(descriptor: int, asked: int) -> None:
+        if asked & operation:
+            raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("take", ["locked", "joined"])
+def test_a_file_system_without_locks_is_named_as_such(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, number: int, take: str
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(number, fcntl.LOCK_SH | fcntl.LOCK_EX))
+    with pytest.raises(RunError) as error, getattr(folder, take)():
+        pass
+    assert str(error.value) == (
+        f"{folder.root} cannot be locked ({os.strerror(number)}): its file system has no locks; give another "
+        "--output, or have it mounted with them (Lustre: -o flock)"
+    )
+
+
+def test_workers_hold_a_lock_where_a_shared_one_needs_a_file_that_can_be_read(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, which answers EBADF otherwise."""
+    flock = fcntl.flock
+
+    def as_nfs(descriptor: int, asked: int) -> None:
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_WRONLY if asked & fcntl.LOCK_SH else os.O_RDONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, asked)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    with folder.joined(), folder.joined():
+        assert not folder.wait_for_workers(0)
+    assert folder.wait_for_workers(0)
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_worker_that_gets_no_lock_does_not_go_on_without_one(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(number, fcntl.LOCK_SH))
+    with pytest.raises(RunError, match="is being taken over by another process"), folder.joined():
+        pass
 
 
 # Files
