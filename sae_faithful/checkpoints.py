@@ -77,7 +77,9 @@ class Checkpoints:
             elif seal is not None and self._is_of(seal):
                 found.append((seal["n_training_samples"], path))
             else:
-                log.info("checkpoint %s is of other SAEs, threads or versions, or was reached inexactly", path)
+                log.info(
+                    "checkpoint %s is of other SAEs, threads or versions, or was reached inexactly", path
+                )
         return max(found, default=(0, None))[1]
 
     def has(self, name: str) -> bool:
