@@ -119,12 +119,12 @@ WRITES = (
     ("sae_faithful_plugins.self_generated.shards:_write_shard", "after"),
     ("sae_faithful.tokens:TokenSet.save", "torn"),
     ("sae_faithful.run_folder:_sync", "torn"),  # JSON and text, aside
-    ("sae_faithful.run_folder:RunFolder.replace", "before"),
+    ("sae_faithful.run_folder:RunFolder.put", "before"),
     ("sae_lens.saes.sae:TrainingSAE.save_inference_model", "torn"),
-    ("sae_faithful.run_folder:RunFolder.replace", "before"),  # now of the first SAE
-    ("sae_faithful.run_folder:RunFolder.replace", "after"),  # one of two SAEs in its place
+    ("sae_faithful.run_folder:RunFolder.put", "before"),  # now of the first SAE
+    ("sae_faithful.run_folder:RunFolder.put", "after"),  # one of two SAEs in its place
     ("pandas.core.frame:DataFrame.to_parquet", "torn"),
-    ("sae_faithful.run_folder:RunFolder.replace", "after"),  # one of three evaluators done
+    ("sae_faithful.run_folder:RunFolder.put", "after"),  # one of three evaluators done
     ("sae_faithful.experiment:merge_features", "after"),
     ("sae_faithful.report.writing:render", "after"),
 )
