@@ -37,6 +37,7 @@ FAKE = {
     "AWS_SECRET_ACCESS_KEY": "fake-aws-91b2c3d4",
     "MY_SERVICE_PASSWORD": "fake-password-a1b2c3",
     "GITHUB_TOKEN": "fake-github-e5f6a7",
+    "MY_SERVER_AUTH": "fake-server-c4d5e6f7",
 }
 IN_ADDRESS = "fake-user:fake-proxy-d00dfeed"
 
