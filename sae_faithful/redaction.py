@@ -19,7 +19,9 @@ SECRET_KEYS = re.compile(
     r"((hf|hub|access|auth|bearer|use_auth)_)?token|.*(api_?key|secret|password|authorization).*",
     re.IGNORECASE,
 )
-SECRET_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS|AUTH)S?$", re.IGNORECASE)
+SECRET_VARIABLES = re.compile(
+    r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS|AUTH)S?$", re.IGNORECASE
+)
 IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 """`user:password` in `https://user:password@host`."""
 IN_HEADER = re.compile(r"(?<=bearer )\S{8,}|(?<=basic )[A-Za-z0-9+/=]{8,}", re.IGNORECASE)

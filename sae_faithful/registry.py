@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 GROUP = "sae_faithful"
 RESTRICT_VARIABLE = "SAE_FAITHFUL_PLUGINS"
 MOST_CHOICES_LISTED = 12
+MOST_CHARACTERS = 200
+"""Of a file's name in a message."""
 KINDS = ("source", "evaluator", "architecture", "baseline")
 
 
@@ -166,6 +168,10 @@ def build_options(cls: type[Any], owner: str, options: Mapping[str, Any]) -> Any
         # pydantic cannot pass on a line that quotes half of a surrogate pair; the line is what it was given.
         line = error.object.encode(errors="backslashreplace").decode()
         raise UsageError(f"{owner}: {line}") from None
+    except OSError as error:
+        # An option names a file, which is looked at: there may be no permission, or the name is too long for any disk.
+        named = f": {str(error.filename)[:MOST_CHARACTERS]}" if error.filename is not None else ""
+        raise UsageError(f"{owner}: {error.strerror or error}{named}") from error
 
 
 def describe_errors(error: ValidationError, owner: str, names: Sequence[str]) -> str:

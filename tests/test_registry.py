@@ -403,3 +403,18 @@ def test_a_class_that_sets_its_own_strictness_keeps_it() -> None:
     manager = PluginManager()
     manager.register(Offering("source", lenient=Lenient))
     assert manager.create("source", "lenient", {"path": "x", "more": 1}).path == "x"
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "options"),
+    [
+        ("probing", {"tasks": [{"mine": {"path": "x" * 5_000 + ".csv"}}]}),
+        ("ioi_patching", {"pairs": "x" * 5_000 + ".jsonl"}),
+    ],
+)
+def test_a_file_whose_name_no_disk_takes_is_one_short_line(evaluator: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=evaluator) as caught:
+        load_plugins().create("evaluator", evaluator, options)
+    assert "too long" in str(caught.value) or "cannot be read" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
