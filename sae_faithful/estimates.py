@@ -76,6 +76,11 @@ class Estimate:
         return {step.name: step.memory for step in self.steps if step.memory and not step.reused}
 
     @property
+    def more_memory(self) -> set[str]:
+        """Steps that take more memory than is known."""
+        return {step.name for step in self.steps if step.more_memory}
+
+    @property
     def expected(self) -> dict[str, float]:
         """Seconds by step, where they are known."""
         return {one.name: seconds for one in self.steps if (seconds := self.seconds(one)) is not None}

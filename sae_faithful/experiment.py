@@ -259,7 +259,8 @@ def _announce(experiment: Experiment, until: str, *, here: bool) -> None:
     made = estimate(experiment.plan, config, experiment.model, folder, until, unmeasured=reason)
     log.info("%s", plan_text(made, config, folder))
     timings = experiment.timings
-    timings.expected, timings.memory, timings.facts = made.expected, made.memory, made.facts
+    timings.expected, timings.facts = made.expected, made.facts
+    timings.memory, timings.more_memory = made.memory, made.more_memory
 
 
 def collect_results(plan: Plan, config: TextSettings, model: LanguageModel, folder: RunFolder) -> None:

@@ -18,6 +18,7 @@ from sae_faithful import hookspecs
 from sae_faithful.interfaces import UsageError
 from sae_faithful.names import check_name
 from sae_faithful.redaction import secret_in
+from sae_faithful.stored import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 GROUP = "sae_faithful"
 RESTRICT_VARIABLE = "SAE_FAITHFUL_PLUGINS"
 MOST_CHOICES_LISTED = 12
-MOST_CHARACTERS = 200
-"""Of a file's name in a message."""
 KINDS = ("source", "evaluator", "architecture", "baseline")
 
 
@@ -170,8 +169,7 @@ def build_options(cls: type[Any], owner: str, options: Mapping[str, Any]) -> Any
         raise UsageError(f"{owner}: {line}") from None
     except OSError as error:
         # An option names a file, which is looked at: there may be no permission, or the name is too long for any disk.
-        named = f": {str(error.filename)[:MOST_CHARACTERS]}" if error.filename is not None else ""
-        raise UsageError(f"{owner}: {error.strerror or error}{named}") from error
+        raise UsageError(f"{owner}: {reason_of(error)}") from error
 
 
 def describe_errors(error: ValidationError, owner: str, names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from sae_faithful.run_folder import write_json
 from sae_faithful.stored import blamed_on, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Collection, Generator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class Timings:
     """Seconds by step, where they were estimated."""
     memory: Mapping[str, int] = field(default_factory=dict[str, int])
     """Bytes by step that the process will have at most, where they were estimated."""
+    more_memory: Collection[str] = ()
+    """Steps of these that will have more than that, and nobody can say how much."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What the estimate was made from: plain JSON."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
@@ -89,8 +91,7 @@ def kept(timings: Timings) -> Generator[None]:
 def begins(step: str, what: str = "") -> None:
     """Say that a step begins, what it will do, and, where that was estimated, with how much memory."""
     memory = None if _current is None else _current.memory.get(step)
-    # What a source itself takes beside, nobody can say.
-    how = "at least" if step.startswith("data/") else "up to"
+    how = "at least" if _current is not None and step in _current.more_memory else "up to"
     said = "; ".join(filter(None, [what, f"{how} {size(memory)} of memory" if memory else ""]))
     log.info("%s%s", step, f": {said}" if said else "")
 

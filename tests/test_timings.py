@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 def test_a_step_states_its_memory_before_it_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    timings = Timings(tmp_path / "timings.json", memory={"saes/own": 3_100_000_000, "report": 900_000_000})
+    memory = {"data/news": 700_000_000, "saes/own": 3_100_000_000, "report": 900_000_000}
+    timings = Timings(tmp_path / "timings.json", memory=memory, more_memory={"data/news"})
     with caplog.at_level(logging.INFO, "sae_faithful.timings"), kept(timings):
+        begins("data/news")
         begins("saes/own", "training 6 SAEs on 150,000 tokens")
         begins("report")
         begins("results/probing")
         begins("data/own", "20 tokens")
     begins("report")  # nobody has estimated anything here
     assert caplog.messages == [
+        "data/news: at least 700 MB of memory",
         "saes/own: training 6 SAEs on 150,000 tokens; up to 3.1 GB of memory",
         "report: up to 900 MB of memory",
         "results/probing",
