@@ -53,12 +53,8 @@ def load_tokenizer(name: str, class_name: str, kwargs: Mapping[str, Any]) -> Any
     where, options = _readable(name)
     if class_name == "HookedTransformer":
         where = _transformer_lens_config(name, kwargs).tokenizer_name
-    trusted = trusts_code(kwargs)
     try:
-        with code_only_if(trusted):
-            return _or_usage_error(
-                name, AutoTokenizer.from_pretrained, where, trust_remote_code=trusted, **options
-            )
+        return _code_as_trusted(name, kwargs, AutoTokenizer.from_pretrained, where, **options)
     except UsageError as error:
         # Where its files are missing it may be any kind of error.
         raise ModelUnreadable(str(error)) from error
@@ -96,12 +92,7 @@ def _skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRo
 
         config = _hf_config(name, kwargs)
         with torch.device("meta"):
-            model = _or_usage_error(
-                name,
-                AutoModelForCausalLM.from_config,
-                config,
-                trust_remote_code=trusts_code(kwargs),
-            )
+            model = _code_as_trusted(name, kwargs, AutoModelForCausalLM.from_config, config)
         return HookedProxyLM(model, None)  # pyright: ignore[reportArgumentType]
     if class_name == "HookedTransformer":
         from transformer_lens import HookedTransformer
@@ -189,11 +180,9 @@ def _hf_config(name: str, kwargs: Mapping[str, Any]) -> Any:
 
     where, options = _readable(name)
     options |= {key: kwargs[key] for key in ("revision", "cache_dir") if key in kwargs}
-    trusted = trusts_code(kwargs)
     if not name.startswith(PACKAGE_PREFIX):
         _check_counts(name, _or_usage_error(name, PreTrainedConfig.get_config_dict, where, **options)[0])
-    with code_only_if(trusted):
-        return _or_usage_error(name, AutoConfig.from_pretrained, where, trust_remote_code=trusted, **options)
+    return _code_as_trusted(name, kwargs, AutoConfig.from_pretrained, where, **options)
 
 
 def _check_counts(name: str, config: Mapping[str, Any]) -> None:
@@ -210,9 +199,7 @@ def _check_counts(name: str, config: Mapping[str, Any]) -> None:
 def _transformer_lens_config(name: str, kwargs: Mapping[str, Any]) -> Any:
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 
-    trusted = trusts_code(kwargs)
-    with code_only_if(trusted):
-        return _or_usage_error(name, get_pretrained_model_config, name, trust_remote_code=trusted)
+    return _code_as_trusted(name, kwargs, get_pretrained_model_config, name)
 
 
 def _readable(name: str) -> tuple[str, dict[str, Any]]:
@@ -282,6 +269,15 @@ def _convert(gguf: Path, folder: Path) -> None:
             if not folder.exists():
                 raise
             shutil.rmtree(partial)
+
+
+def _code_as_trusted(
+    name: str, kwargs: Mapping[str, Any], load: Callable[..., Any], *args: Any, **options: Any
+) -> Any:
+    """`_or_usage_error` of something that may run the code of the model's repository: as the config says."""
+    trusted = trusts_code(kwargs)
+    with code_only_if(trusted):
+        return _or_usage_error(name, load, *args, trust_remote_code=trusted, **options)
 
 
 def _or_usage_error(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
