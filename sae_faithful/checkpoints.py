@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import logging
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
@@ -21,7 +20,7 @@ from sae_faithful import interruption
 from sae_faithful.hashing import first_damage, hash_files
 from sae_faithful.interfaces import RunError
 from sae_faithful.progress import Progress
-from sae_faithful.run_folder import write_json
+from sae_faithful.run_folder import remove, write_json
 from sae_faithful.steps import ESTIMATED_NORMS
 from sae_faithful.stored import read_json
 
@@ -73,7 +72,7 @@ class Checkpoints:
             damaged = "it was not finished" if seal is None else first_damage(path, seal["files"])
             if damaged is not None:
                 log.warning("checkpoint %s is left out: %s", path, damaged)
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
             elif seal is not None and self._is_of(seal):
                 found.append((seal["n_training_samples"], path))
             else:
@@ -88,7 +87,7 @@ class Checkpoints:
         seal = _read_seal(path)
         if seal is not None and self._is_of(seal):
             return True
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         return False
 
     def _is_of(self, seal: Mapping[str, Any]) -> bool:
@@ -104,7 +103,7 @@ class CheckpointedTraining:
         runner: before its `run()`.
         checkpoints: where they go and what they are of; None: none is written or used.
         skipped_batches: that are drawn before the first step, and used for nothing.
-        check: raises where the SAEs are not worth saving; called before each checkpoint.
+        check: raises where the SAEs are not worth saving; called before each checkpoint and after the last step.
     """
 
     def __init__(
@@ -160,11 +159,13 @@ class CheckpointedTraining:
             for _ in range(self._skipped):
                 next(trainer.data_provider)
         self._watch_steps()
-        if self.checkpoints is None:
-            return self._train(trainer)
-        trainer.save_checkpoint = functools.partial(self._save, trainer, trainer.save_checkpoint)
-        with self._stopping_between_steps():
-            return self._train(trainer)
+        with contextlib.ExitStack() as stack:
+            if self.checkpoints is not None:
+                trainer.save_checkpoint = functools.partial(self._save, trainer, trainer.save_checkpoint)
+                stack.enter_context(self._stopping_between_steps())
+            trained = self._train(trainer)
+        self._check()
+        return trained
 
     def _go_on(self, trainer: Any, seal: Mapping[str, Any]) -> None:
         """Be where an undisturbed training was after as many tokens."""
@@ -256,6 +257,9 @@ class CheckpointedTraining:
         folded = self._estimates_norm and n_samples >= trainer.cfg.total_training_samples
         if not is_final and (n_samples == 0 or folded or self.checkpoints.has(name)):
             return
+        if is_final:
+            # Else SAELens writes into what is there, a link perhaps.
+            remove(self.checkpoints.folder / name)
         self._check()
         self._saving = True
         try:

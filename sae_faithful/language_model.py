@@ -13,7 +13,7 @@ from sae_faithful import model_source, unembedding
 from sae_faithful.hashing import derive_seed
 from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.registry import unknown
-from sae_faithful.trust import code_only_if, trusts_code, weights_from, weights_only
+from sae_faithful.trust import code_only_as, weights_from, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from sae_lens.config import LanguageModelSAERunnerConfig
     from transformer_lens.HookedTransformer import HookedRootModule
+
+
+OF_REPOSITORY = ("revision", "code_revision", "trust_remote_code")
+"""Loading options that mean one repository."""
 
 
 @dataclass(eq=False)
@@ -87,7 +91,7 @@ class LanguageModel:
 
         options = weights_from(self.class_name, self.from_pretrained_kwargs)
         try:
-            with weights_only(), code_only_if(trusts_code(options)):
+            with weights_only(), code_only_as(options, self.name):
                 model = load_model(
                     self.class_name,
                     model_source.resolve(self.name),
@@ -102,6 +106,9 @@ class LanguageModel:
                     "reads its pickled ones, of which PyTorch then takes tensors only"
                 ) from error
             raise
+        if _is_proxy(model) and model_source.pins(options):
+            # SAELens reads the newest.
+            model.tokenizer = self.tokenizer
         return model.eval()
 
     @cached_property
@@ -300,12 +307,16 @@ class LanguageModel:
         return rows
 
     def variant(self, name: str | None = None, dtype: str | None = None) -> LanguageModel:
-        """Another model loaded in the same way (trained, whatever this one is), or this one in another dtype.
+        """Another model (trained, whatever this one is) with the same options, or this one in another dtype.
+
+        What is said of this model's repository, a revision and trust in its code, is not said of the other's.
 
         Raises:
             UsageError: `name` has another vocabulary, so that its tokens would mean something else here.
         """
         kwargs = dict(self.from_pretrained_kwargs)
+        if name not in (None, self.name):
+            kwargs = {key: value for key, value in kwargs.items() if key not in OF_REPOSITORY}
         given = self.given if name is None else None
         if dtype is not None:
             import torch

@@ -17,7 +17,7 @@ from sae_faithful.hashing import hash_file, hash_settings
 from sae_faithful.interfaces import ModelUnreadable, UsageError
 from sae_faithful.progress import draws_bars
 from sae_faithful.run_folder import cache_dir
-from sae_faithful.trust import code_only_if, trusts_code, weights_only
+from sae_faithful.trust import code_only_as, trusts_code, weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,6 +53,8 @@ def load_tokenizer(name: str, class_name: str, kwargs: Mapping[str, Any]) -> Any
     where, options = _readable(name)
     if class_name == "HookedTransformer":
         where = _transformer_lens_config(name, kwargs).tokenizer_name
+    elif class_name == "AutoModelForCausalLM":
+        options |= pins(kwargs)
     try:
         return _code_as_trusted(name, kwargs, AutoTokenizer.from_pretrained, where, **options)
     except UsageError as error:
@@ -79,7 +81,7 @@ def skeleton(name: str, class_name: str, kwargs: Mapping[str, Any]) -> HookedRoo
         raise UsageError(f"unknown model_class_name '{class_name}'; choices: {', '.join(MODEL_CLASSES)}")
     if name.startswith(PACKAGE_PREFIX) and class_name != "AutoModelForCausalLM":
         raise UsageError(f"model_name {name} needs model_class_name: AutoModelForCausalLM, not {class_name}")
-    with weights_only(), code_only_if(trusts_code(kwargs)):
+    with weights_only(), code_only_as(kwargs, name):
         return _skeleton(name, class_name, kwargs)
 
 
@@ -179,10 +181,15 @@ def _hf_config(name: str, kwargs: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, PreTrainedConfig
 
     where, options = _readable(name)
-    options |= {key: kwargs[key] for key in ("revision", "cache_dir") if key in kwargs}
+    options |= pins(kwargs)
     if not name.startswith(PACKAGE_PREFIX):
         _check_counts(name, _or_usage_error(name, PreTrainedConfig.get_config_dict, where, **options)[0])
     return _code_as_trusted(name, kwargs, AutoConfig.from_pretrained, where, **options)
+
+
+def pins(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model's loading options those that say which of its repository's files are meant."""
+    return {key: kwargs[key] for key in ("revision", "cache_dir") if key in kwargs}
 
 
 def _check_counts(name: str, config: Mapping[str, Any]) -> None:
@@ -275,9 +282,8 @@ def _code_as_trusted(
     name: str, kwargs: Mapping[str, Any], load: Callable[..., Any], *args: Any, **options: Any
 ) -> Any:
     """`_or_usage_error` of something that may run the code of the model's repository: as the config says."""
-    trusted = trusts_code(kwargs)
-    with code_only_if(trusted):
-        return _or_usage_error(name, load, *args, trust_remote_code=trusted, **options)
+    with code_only_as(kwargs, name):
+        return _or_usage_error(name, load, *args, trust_remote_code=trusts_code(kwargs), **options)
 
 
 def _or_usage_error(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -328,7 +328,7 @@ def read_monitor_rows(folder: Path, source: str) -> list[dict[str, Any]]:
 
 def times_fired(name: str, fired: int, left_out: int) -> str:
     """How often a monitor fired, in words."""
-    return f"{name} {fired}×" + (f" ({left_out} left out for their cost)" if left_out else "")
+    return f"{name} {fired}×" + (f" ({left_out} left out for want of time or memory)" if left_out else "")
 
 
 @contextlib.contextmanager

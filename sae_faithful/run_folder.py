@@ -170,7 +170,7 @@ class RunFolder:
         target = self.root / step.path
         self.check_inside(target)
         partial = target.with_name(PARTIAL_PREFIX + target.name)
-        _remove(partial)
+        remove(partial)
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -179,7 +179,7 @@ class RunFolder:
         except BaseException:
             # A full disk needs the room; what a killed process leaves goes when the next one begins.
             with contextlib.suppress(OSError):
-                _remove(partial)
+                remove(partial)
             raise
 
     @staticmethod
@@ -203,10 +203,10 @@ class RunFolder:
             # A folder cannot be replaced in one call: the old one goes aside first, and is not missed,
             # since its step has to be done again anyway.
             old = target.with_name(PARTIAL_PREFIX + target.name + "-old")
-            _remove(old)
+            remove(old)
             target.rename(old)
             folder.rename(target)
-            _remove(old)
+            remove(old)
         else:
             folder.rename(target)
         self._damage[step.path, self._made_at(step.path)] = None
@@ -225,7 +225,7 @@ class RunFolder:
     def clear_partial(self) -> None:
         """Remove what a killed run left behind. Only for the owner of the lock."""
         for path in sorted(self.root.rglob(PARTIAL_PREFIX + "*")):
-            _remove(path)
+            remove(path)
 
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
@@ -401,7 +401,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a folder and what is in it, or a link and nothing of what it leads to; none may be there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -83,13 +83,14 @@ class PluginTrainingRunner(LanguageModelSAETrainingRunner):
         with misleading_warnings_silenced():
             super().__init__(cfg, override_dataset, model.model, override_sae)
         mark_random_init(self.sae, model)
-        guard_against_nan(self.sae, planned.name)
+        check = guard_against_nan(self.sae, planned.name)
         choose_adam(self, fused=experiment.fused_adam)
         if not self.cfg.n_checkpoints and not self.cfg.save_final_checkpoint:
             # Interrupted, SAELens writes one all the same, without the weights.
             self.cfg.checkpoint_path = None
-        # Its checkpoints are SAELens's own; what is wanted here is that a Ctrl-C is heard between steps.
-        CheckpointedTraining(self, None)
+        # Its checkpoints are SAELens's own; what is wanted here is that a Ctrl-C is heard between steps, and that
+        # nothing is saved after a loss that was not finite.
+        CheckpointedTraining(self, None, check=check)
 
     def run(self) -> Any:
         """Train and save as SAELens does; returns the trained SAE."""

@@ -120,10 +120,11 @@ class _Task:
         partial.mkdir(parents=True)
         with misleading_warnings_silenced():
             modules = initialise(saes)
-            checks = [guard_against_nan(modules[sae.name], f"{source}/{sae.name}") for sae in saes]
-            for sae in saes:
-                mark_random_init(modules[sae.name], self.model)
             runner = self._runner(saes, modules, partial)
+            trained = _trained(runner, saes)
+            for module in trained.values():
+                mark_random_init(module, self.model)
+            checks = [guard_against_nan(module, f"{source}/{name}") for name, module in trained.items()]
             _name_run(runner.cfg, part, config, self.folder)
             choose_adam(runner, fused=config.fused_adam)
             monitors = (
@@ -140,14 +141,13 @@ class _Task:
             )
             with contextlib.ExitStack() as stack:
                 if config.logger.log_to_wandb:
-                    stack.enter_context(_logged(runner, source, part, _trained(runner, saes), self.folder))
+                    stack.enter_context(_logged(runner, source, part, trained, self.folder))
                 if monitors is not None:
                     stack.enter_context(monitors.attached_to(runner))
                 stack.enter_context(bars_as_ours(f"training {source}"))
                 stack.enter_context(timed(f"saes/{source}"))
                 stack.enter_context(out_of_memory_named(f"training SAEs on {source}", LESS_MEMORY))
                 run_seeded(runner, config.seed)
-        call_each(checks)
         try:
             if monitors is not None:
                 monitors.report_cost()

@@ -56,17 +56,23 @@ def trusts_code(kwargs: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def code_only_if(trusted: bool) -> Generator[None]:
-    """In this block code from a model's repository runs if `trusted`, whatever its caller asked for; nobody is asked.
+def code_only_as(kwargs: Mapping[str, Any], repository: str) -> Generator[None]:
+    """In this block code from a model's repository runs only if `kwargs` say so, whatever its caller asked for; nobody
+    is asked. What runs of `repository` is of the revision that they name.
 
     TransformerLens turns it on for some models, by name and by architecture; SAELens leaves a tokenizer's to a
-    question at the terminal.
+    question at the terminal. Neither hands the revision on to tokenizers and skeletons.
     """
     from transformer_lens import loading_from_pretrained
     from transformers import dynamic_module_utils
     from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
-    resolve = dynamic_module_utils.resolve_trust_remote_code
+    resolve, load_class = (
+        dynamic_module_utils.resolve_trust_remote_code,
+        dynamic_module_utils.get_class_from_dynamic_module,
+    )
+    trusted = trusts_code(kwargs)
+    revision = kwargs.get("code_revision") or kwargs.get("revision")
 
     def decide(trust_remote_code: object = None, *args: Any, **options: Any) -> bool:
         del trust_remote_code
@@ -74,13 +80,20 @@ def code_only_if(trusted: bool) -> Generator[None]:
             return bool(resolve(trusted, *args, **options))
         except ValueError as error:
             raise UsageError(
-                "it needs code from its own repository, which runs only with "
+                "it needs code from its own repository, which runs for model_name alone, and only with "
                 "model_from_pretrained_kwargs: {trust_remote_code: true}"
             ) from error
+
+    def load_pinned(class_reference: str, where: str, *args: Any, **options: Any) -> type:
+        of = class_reference.split("--")[0] if "--" in class_reference else str(where)
+        if revision is not None and of == repository and options.get("code_revision") is None:
+            options["code_revision"] = revision
+        return load_class(class_reference, where, *args, **options)
 
     with contextlib.ExitStack() as patches:
         for module in (auto_factory, configuration_auto, tokenization_auto):
             patches.enter_context(mock.patch.object(module, "resolve_trust_remote_code", decide))
+            patches.enter_context(mock.patch.object(module, "get_class_from_dynamic_module", load_pinned))
         # It would say aloud that code is on, and hand that on to model classes which do not resolve it.
         patches.enter_context(mock.patch.object(loading_from_pretrained, "NEED_REMOTE_CODE_MODELS", ()))
         yield

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from sae_faithful import ExperimentConfig, LanguageModel, PluginTrainingRunner, TokenSet, UsageError, run
+from sae_faithful import (
+    ExperimentConfig,
+    LanguageModel,
+    PluginTrainingRunner,
+    RunError,
+    TokenSet,
+    UsageError,
+    run,
+)
 
 
 def stock_config(tiny_config: dict[str, Any], dataset_path: str) -> Any:
@@ -112,3 +120,14 @@ def test_an_sae_of_a_random_model_says_so(tiny_config: dict[str, Any]) -> None:
     PluginTrainingRunner(config).run()
     saved = json.loads((Path(tiny_config["output_path"]) / "cfg.json").read_text())
     assert saved["metadata"]["random_init_seed"] == LanguageModel.from_config(config).random_init_seed
+
+
+def test_nothing_is_saved_after_a_loss_that_was_not_finite(
+    tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where losses are looked at from time to time.
+    monkeypatch.setattr("sae_faithful.training.is_looked_at", lambda loss, step: False)
+    config = ExperimentConfig.from_dict({**tiny_config, "sae_seeds": [0], "lr": 1e30})
+    with pytest.raises(RunError, match=r"the loss of SAE .*seed0 is not finite at training step"):
+        PluginTrainingRunner(config).run()
+    assert not list(Path(tiny_config["output_path"]).rglob("*.safetensors"))

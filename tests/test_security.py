@@ -250,6 +250,25 @@ def test_training_in_a_strangers_run_folder_follows_no_link_out_of_it(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("linked", ["64", "1024", "final_2048"])
+def test_a_link_among_a_strangers_checkpoints_is_not_written_through(
+    tiny_config: dict[str, Any], tmp_path: Path, linked: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "cfg.json").write_text("kept")
+    link = tmp_path / "run" / "checkpoints" / "faithful" / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    config = ExperimentConfig.from_dict(
+        {**tiny_config, "training_tokens": 2048, "n_checkpoints": 1, "save_final_checkpoint": True}
+    )
+    run(config, output=tmp_path / "run", until="saes")
+    assert not link.is_symlink()
+    assert [path.name for path in outside.iterdir()] == ["cfg.json"]
+    assert (outside / "cfg.json").read_text() == "kept"
+
+
 def test_the_run_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")

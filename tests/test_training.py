@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,22 @@ def test_an_interruption_that_a_library_swallows_still_stops_training(
         run(ExperimentConfig.from_dict(tiny_config), until="saes")
     assert sent == [True, False]
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_sae_gone_on_from_a_folder_is_guarded_and_marked_as_any(
+    tiny_config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = ExperimentConfig.from_dict({**tiny_config, "sae_seeds": [0], "model_init": "random"})
+    model = LanguageModel.from_config(config)
+    planned = make_plan(config, load_plugins(), model).saes[0]
+    initialise([planned])[planned.name].save_model(str(tmp_path / "begun"))
+    config.from_pretrained_path = str(tmp_path / "begun")
+    folder = run(config, output=tmp_path / "run", until="saes")
+    place = folder.sae_dir("faithful", planned.hook, planned.variant, planned.seed)
+    assert model.random_init_seed is not None
+    says = json.loads((place / "cfg.json").read_text())["metadata"]
+    assert says["random_init_seed"] == model.random_init_seed
+    config.lr = 1e30
+    with pytest.raises(RunError, match=r"the loss of SAE faithful/.*/seed0 is not finite"):
+        run(config, output=tmp_path / "diverged", until="saes")
+    assert not list((tmp_path / "diverged" / "saes").rglob("step.json"))

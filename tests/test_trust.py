@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 Path({marker!r}).touch()
 class Config(LlamaConfig): pass
-class Model(LlamaForCausalLM): pass
+class Model(LlamaForCausalLM): config_class = Config
 class Tokenizer(PreTrainedTokenizerFast): pass
 """
 
@@ -213,6 +214,58 @@ def test_nobody_is_asked_whether_a_models_code_may_run(stranger: Stranger) -> No
     trusted = LanguageModel("tokenizer", from_pretrained_kwargs={"trust_remote_code": True})
     assert type(trusted.tokenizer).__module__.startswith("transformers_modules")
     assert stranger.marker.exists()
+
+
+PINNED, NEWEST = "1" * 40, "2" * 40
+LOADS = """
+import sys
+from sae_faithful.language_model import LanguageModel
+model = LanguageModel("org/model", from_pretrained_kwargs={{"trust_remote_code": True, "revision": {revision!r}}})
+print(model.skeleton is not None, model.tokenizer.eos_token, model.model.tokenizer.eos_token)
+"""
+
+
+def test_code_and_tokenizer_are_of_the_revision_that_the_config_names(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    stranger = Stranger(tmp_path / "written", tiny_llama)
+    hub = tmp_path / "home" / "hub" / "models--org--model"
+    for revision in (PINNED, NEWEST):
+        stranger.root = tmp_path / "written" / revision
+        stranger.write("model", UNKNOWN, *MAPS)
+        LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(stranger.root / "weights")
+        folder = stranger.root / "model"
+        shutil.copy(stranger.root / "weights" / "model.safetensors", folder)
+        says = json.loads((folder / "tokenizer_config.json").read_text())
+        says["eos_token"] = f"<of {revision[0]}>"
+        (folder / "tokenizer_config.json").write_text(json.dumps(says))
+        shutil.copytree(folder, hub / "snapshots" / revision)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(NEWEST)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    for name in ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(name, None)
+    script = LOADS.format(revision=PINNED)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split("\n")[0] == "True <of 1> <of 1>", done.stderr
+    assert (tmp_path / "written" / PINNED / "ran").exists()
+    assert not (tmp_path / "written" / NEWEST / "ran").exists()
+
+
+def test_what_is_said_of_one_models_repository_is_not_said_of_a_generators(
+    stranger: Stranger, tiny_llama: str
+) -> None:
+    stranger.write("unknown", UNKNOWN, *MAPS)
+    kwargs = {"trust_remote_code": True, "revision": PINNED, "dtype": "float32"}
+    model = LanguageModel(tiny_llama, from_pretrained_kwargs=kwargs)
+    with pytest.raises(UsageError, match=r"it needs code .* for model_name alone"):
+        _ = model.variant("unknown").skeleton
+    assert not stranger.marker.exists()
+    assert model.variant(tiny_llama).from_pretrained_kwargs == kwargs
 
 
 @pytest.mark.parametrize("trusted", [False, True])

@@ -61,8 +61,8 @@ def _figure(
         caption=(
             f"`{named}` as its monitor measured it, on few tokens of held-out text, at each look from the beginning "
             "of training to its end. A mean over the SAEs of a source that are trained together; intervals are 95 %, "
-            "over these SAEs, and where there is none nothing is drawn. A look that was left out for its cost has "
-            "no point. The numbers after training are elsewhere in the report."
+            "over these SAEs, and where there is none nothing is drawn. A look that was left out for want of time or "
+            "memory has no point. The numbers after training are elsewhere in the report."
         ),
         section="training",
         data=[_trace(series, points) for series, points in drawn],
