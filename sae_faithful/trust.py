@@ -58,7 +58,7 @@ def trusts_code(kwargs: Mapping[str, Any]) -> bool:
 @contextlib.contextmanager
 def code_only_as(kwargs: Mapping[str, Any], repository: str) -> Generator[None]:
     """In this block code from a model's repository runs only if `kwargs` say so, whatever its caller asked for; nobody
-    is asked. What runs of `repository` is of the revision that they name.
+    is asked. What runs of `repository`, also by TransformerLens's short name, is of the revision that they name.
 
     TransformerLens turns it on for some models, by name and by architecture; SAELens leaves a tokenizer's to a
     question at the terminal. Neither hands the revision on to tokenizers and skeletons.
@@ -72,6 +72,9 @@ def code_only_as(kwargs: Mapping[str, Any], repository: str) -> Generator[None]:
         dynamic_module_utils.get_class_from_dynamic_module,
     )
     trusted = trusts_code(kwargs)
+    repositories = {repository}
+    with contextlib.suppress(ValueError):
+        repositories.add(loading_from_pretrained.get_official_model_name(repository))
     revision = kwargs.get("code_revision") or kwargs.get("revision")
 
     def decide(trust_remote_code: object = None, *args: Any, **options: Any) -> bool:
@@ -86,7 +89,7 @@ def code_only_as(kwargs: Mapping[str, Any], repository: str) -> Generator[None]:
 
     def load_pinned(class_reference: str, where: str, *args: Any, **options: Any) -> type:
         of = class_reference.split("--")[0] if "--" in class_reference else str(where)
-        if revision is not None and of == repository and options.get("code_revision") is None:
+        if revision is not None and of in repositories and options.get("code_revision") is None:
             options["code_revision"] = revision
         return load_class(class_reference, where, *args, **options)
 

@@ -20,7 +20,7 @@ from sae_faithful.experiment import dry_run
 from sae_faithful.language_model import LanguageModel
 from sae_faithful.pretrained import load_sae
 from sae_faithful.report import write_report
-from sae_faithful.trust import check_strangers_sae, remote_code_of, weights_from, weights_only
+from sae_faithful.trust import check_strangers_sae, code_only_as, remote_code_of, weights_from, weights_only
 
 
 class Runs:
@@ -254,6 +254,23 @@ def test_code_and_tokenizer_are_of_the_revision_that_the_config_names(
     assert done.stdout.split("\n")[0] == "True <of 1> <of 1>", done.stderr
     assert (tmp_path / "written" / PINNED / "ran").exists()
     assert not (tmp_path / "written" / NEWEST / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen-1_8B", "qwen-1.8b"])
+def test_a_revision_is_of_one_repository_whatever_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from transformers import dynamic_module_utils
+    from transformers.models.auto import auto_factory
+
+    monkeypatch.setattr(
+        dynamic_module_utils, "get_class_from_dynamic_module", lambda *_, code_revision=None: code_revision
+    )
+    with code_only_as({"trust_remote_code": True, "revision": PINNED}, name):
+        load: Any = auto_factory.get_class_from_dynamic_module
+        assert load("evil.Model", "Qwen/Qwen-1_8B") == PINNED
+        assert load("evil.Model", "Qwen/Qwen-1_8B", code_revision=NEWEST) == NEWEST
+        assert load("org/code--evil.Model", "Qwen/Qwen-1_8B") is None
 
 
 def test_what_is_said_of_one_models_repository_is_not_said_of_a_generators(
