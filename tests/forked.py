@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,12 @@ def be_the_command(
             os.dup2(descriptor, stream)
         os.environ.update(environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        from tqdm import tqdm
+
         from sae_faithful.cli import main
+
+        # Its own lock is shared by all that is forked, and stays taken where one is killed that has it.
+        tqdm.set_lock(threading.RLock())
 
         if inject is not None:
             inject()
