@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,49 @@ def test_gpu_sparse_step(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "no figure means anything" in page
     assert "| F.embedding_bag |" in page
+
+
+@pytest.mark.parametrize("providers", range(1, 9))
+def test_every_call_takes_other_inputs_than_the_two_before_it(providers: int) -> None:
+    from measuring import interleaved
+    from sparse_inputs import SETS
+
+    calls: list[tuple[int, int]] = []
+
+    def run(provider: int, number: int) -> list[int]:
+        calls.append((provider, number % SETS))
+        return [provider]
+
+    marks = interleaved({str(one): partial(run, one) for one in range(providers)}, lambda _: 2 * SETS)
+    assert marks == {str(one): [[one]] * 2 * SETS for one in range(providers)}
+    taken = [inputs for _, inputs in calls]
+    assert all(new not in taken[max(0, place - 2) : place] for place, new in enumerate(taken))
+    for provider in range(providers):
+        own = [inputs for one, inputs in calls if one == provider]
+        assert all(sorted(own[first : first + SETS]) == [0, 1, 2, 3] for first in range(len(own) - SETS + 1))
+
+
+def test_gpu_decoders_take_turns_with_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_decoders
+    from gpu_bench import Bench
+    from sparse_providers import Decoder, embedding_bag
+
+    seen: list[int] = []
+
+    def call(indices: Any, values: Any, weight: Any, bias: Any) -> Any:
+        seen.append(weight.data_ptr())
+        return embedding_bag(indices, values, weight, bias)
+
+    monkeypatch.setattr(gpu_decoders, "peak_bytes", lambda call, device: 0)
+    decoders = [Decoder(name, "", call) for name in ("one", "another", "a third")]
+    bench = Bench("cpu", tiny=True, rounds=4, seconds=60.0)
+    gpu_decoders.measure_decoders(bench, "A", decoders=decoders)
+    # What each gives for the first inputs is looked at before any is timed: 2 rounds of warm-up, 4 that count.
+    timed = seen[len(decoders) :]
+    assert len(timed) == 6 * len(decoders)
+    assert all(len(set(timed[first : first + 3])) == 3 for first in range(len(timed) - 2))
+    assert all(set(timed[place::3]) == set(timed) for place in range(3))
+    assert len(set(timed)) == 4
 
 
 def test_gpu_sparse_step_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
