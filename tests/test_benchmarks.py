@@ -146,8 +146,9 @@ def test_gpu_pipeline(tmp_path: Path) -> None:
         assert row["ratio"] == pytest.approx(row["least_seconds"] / row["seconds"])
         assert row["tokens_per_second"] == pytest.approx(256 / row["seconds"])
         assert rows[f"{name}, after the pass"]["seconds"] > 0
-    for engine in ("transformers, static", "transformers, continuous batching"):
-        row = rows[f"{engine}, float32, 8 samples at once"]
+    labels = {"static": "all at once", "continuous batching": "at most 8 at once"}
+    for engine, at_once in labels.items():
+        row = rows[f"transformers, {engine}, float32, 8 samples, {at_once}"]
         assert 8 <= row["tokens"] <= 8 * 15
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
         assert row["share"] == pytest.approx(row["least_seconds"] / row["seconds"])
@@ -158,11 +159,35 @@ def test_gpu_pipeline(tmp_path: Path) -> None:
         multiplying = 2 * weights * row["tokens"] / (rates["GEMM fp32, TFLOP/s"] * 1e12)
         assert row["least_seconds"] <= max(reading, multiplying) * 1.001
         assert row["least_seconds"] >= multiplying * 0.999
-    missing = rows["vllm, float32, 8 samples at once"]["missing"]
+    missing = rows["vllm, float32, 8 samples"]["missing"]
     assert missing.startswith("ValueError: engine vllm is not installed")
     assert {goal["verdict"] for goal in found["goals"]} <= {"met", "missed"}
     assert "no goal above means anything" in printed
     assert "| matching | 256 with 256, 36 dimensions |" in page_of(tmp_path)
+
+
+def test_gpu_pipeline_says_how_many_samples_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_generation
+
+    from sae_faithful_plugins.self_generated.engines import continuous_batching
+
+    found = {engine: gpu_generation.at_once(engine, 1024) for engine in gpu_generation.ENGINES}
+    assert found == {
+        "transformers, static": ", all at once",
+        "transformers, continuous batching": ", at most 256 at once",
+        "vllm": "",
+    }
+    drawn: list[int] = []
+
+    def configured(**options: Any) -> None:
+        drawn.append(options["max_requests_per_batch"])
+        raise KeyboardInterrupt
+
+    # As many as the engine itself asks for.
+    monkeypatch.setattr("transformers.generation.ContinuousBatchingConfig", configured)
+    with pytest.raises(KeyboardInterrupt):
+        continuous_batching.draw(None, [[0]] * 1024, SimpleNamespace(max_new_tokens=4), 0)
+    assert drawn == [256]
 
 
 def test_gpu_sanitize() -> None:
