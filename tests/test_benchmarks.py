@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -58,16 +59,20 @@ def test_sparse_step(tmp_path: Path) -> None:
 
 
 def test_gpu_sparse_step(tmp_path: Path) -> None:
-    # No job begins in the last 20 seconds: what there is no time for is named.
-    limits = ["--rounds", "1", "--seconds", "0.05", "--minutes", "0.6", "--no-steps"]
+    # What there is no time for is named: compiling is not begun with less than 90 seconds left.
+    limits = ["--rounds", "1", "--seconds", "0.05", "--minutes", "1.4", "--no-steps"]
     printed, found = figures("gpu_sparse_step.py", tmp_path, "--device", "cpu", "--tiny", *limits)
     assert [check for check in found["checks"] if check["passed"] is False] == []
     checked = {check["check"] for check in found["checks"]}
-    assert {"ragged rows, torch.float16", "gradients of a step", "C, uniform, torch.bfloat16"} <= checked
+    assert {"ragged rows, torch.float16", "gradients of a step in plain torch"} <= checked
+    for name, law in itertools.product("ABC", ("uniform", "zipf", "8 hot")):
+        for what in ("", "sparse_outer, ", "sparse_encode, "):
+            assert f"{what}{name}, {law}, torch.float32" in checked
+            assert f"{what}{name}, uniform, torch.bfloat16" in checked
     assert {"B, D=5120, uniform, torch.float32", "two_stage_topk's values are torch.topk's, A"} <= checked
     assert {"ours", "dense autocast", "F.embedding_bag"} <= {row["provider"] for row in found["rows"]}
     assert "dense autocast, compiled" not in {row["provider"] for row in found["rows"]}
-    assert any("no time" in name for name in found["skipped"])
+    assert "decode B, compiled dense (no time)" in found["skipped"]
     missed = [goal for goal in found["goals"] if goal["verdict"] == "missed"]
     assert all(goal["reason"] for goal in missed)
     assert any("of the device" in goal["reason"] for goal in missed)
@@ -78,6 +83,64 @@ def test_gpu_sparse_step(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "no figure means anything" in page
     assert "| F.embedding_bag |" in page
+
+
+STEPS = [f"reconstruction and gradients of sparse_{name}" for name in ("topk", "batchtopk")]
+
+
+def test_gpu_checks_compare_the_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_checks
+    from saelens_trainers import saelens_missing
+
+    from sae_faithful_plugins.sparse_topk.dead_latents import DeadLatents
+
+    assert saelens_missing() == ""
+
+    def failed() -> list[str]:
+        bench = gpu_checks.Bench("cpu", tiny=True, rounds=1, seconds=1.0)
+        gpu_checks.check_steps(bench)
+        assert [check["check"] for check in bench.checks] == [
+            name + dead for name in STEPS for dead in ("", ", 5 % dead")
+        ]
+        # A near-tie decided otherwise would be a far greater error: the margin is wide.
+        assert all(not check["passed"] or check["error"] < 2e-6 for check in bench.checks)
+        return [check["check"] for check in bench.checks if not check["passed"]]
+
+    assert failed() == []
+    whole = DeadLatents.auxiliary_loss
+    monkeypatch.setattr(DeadLatents, "auxiliary_loss", lambda *given: 1.001 * whole(*given))
+    assert failed() == [f"{name}, 5 % dead" for name in STEPS]
+
+
+def test_gpu_checks_see_what_is_wrong_for_the_encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_checks
+    import torch
+    from sparse_inputs import Shape, case, indices_by
+
+    from sae_faithful.ops import sparse_eager
+
+    shape = Shape(16, 8, 64, 3)
+    one = case(shape, indices_by("uniform", shape, "cpu", 0), torch.float32, 0)
+
+    def failed() -> list[str]:
+        bench = gpu_checks.Bench("cpu", tiny=True, rounds=1, seconds=1.0)
+        gpu_checks.check_case(bench, "some", one, 1e-6)
+        assert [check["check"] for check in bench.checks] == [
+            "some",
+            "sparse_outer, some",
+            "sparse_encode, some",
+        ]
+        return [check["check"] for check in bench.checks if not check["passed"]]
+
+    assert failed() == []
+    outer = sparse_eager.outer
+
+    def wrong_sums(*given: Any) -> tuple[Any, Any]:
+        by_feature, sums = outer(*given)
+        return by_feature, 1.0001 * sums
+
+    monkeypatch.setattr(sparse_eager, "outer", wrong_sums)
+    assert failed() == ["sparse_outer, some", "sparse_encode, some"]
 
 
 @pytest.mark.parametrize("providers", range(1, 9))

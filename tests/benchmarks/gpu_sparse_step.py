@@ -6,14 +6,18 @@
 Needs torch and Triton alone. Full steps need SAELens and this package installed as well; what is not there is named
 in the table. The most important jobs come first; those that no time is left for (`--minutes`) are named.
 
-- checks: ours against float64 at odd sizes and at every shape and dtype, before anything is timed, at the main shapes
-  by every law of indices too (float32); 20 repeats bit by bit by each. The exit code is 1 if one fails.
+- checks, before anything is timed. Decode and what the encoder gets (`sparse_outer`, `sparse_encode`), with gradients,
+  against float64: at odd sizes, and at every shape and dtype; at the main shapes by every law of indices too (float32).
+  The training steps: reconstruction and gradients in SAELens's trainer, in float32, at one small shape without and
+  with 5 % dead latents, against SAELens's own architecture in float64. Steps under autocast and in TF32 are not
+  compared: their rounding decides near-ties of the top k otherwise. 20 repeats of decode bit by bit, at the main
+  shapes by every law. The exit code is 1 if a check fails.
 - decode: output and gradients for given indices, every provider once a round; forward and backward in one call
-  between CUDA events. Each call takes another of four inputs. Errors are against float64: the worst of output and
-  gradients. GB/s are of the bytes that both passes cannot do without. Memory is the peak beyond what was there
-  before and beyond the gradients.
+  between CUDA events. Each call takes another of four inputs than the two before it, whoever made those. Errors are
+  against float64: the worst of output and gradients. GB/s are of the bytes that both passes cannot do without. Memory
+  is the peak beyond what was there before and beyond the gradients.
 - model: SAELens's loss and its gradients in plain torch against ours, without optimizer. Needs no SAELens.
-- step: SAELens's `SAETrainer.step`, without and with 5 % dead latents.
+- step: SAELens's `SAETrainer.step`, without and with 5 % dead latents. Four batches take turns here and in `model`.
 - goals: met or missed, and for a missed one what ours spends the device's time on, from a profile in the same run.
 """
 
@@ -35,7 +39,7 @@ from gpu_bench import (
     parser_of,
     run_jobs,
 )
-from gpu_checks import check_repeats, check_shapes, check_small_cases
+from gpu_checks import check_repeats, check_shapes, check_small_cases, check_steps
 from gpu_decoders import (
     DENSE_AUTOCAST,
     OURS,
@@ -82,6 +86,7 @@ def jobs(bench: Bench) -> list[Job]:
     found = [
         Job("checks at small sizes", partial(check_small_cases, bench)),
         Job("checks at every shape and dtype", partial(check_shapes, bench)),
+        *(() if bench.no_saelens else [Job("checks of training steps", partial(check_steps, bench))]),
         *(
             Job(f"repeats {name}, {law}", partial(check_repeats, bench, name, law))
             for name in big_first
