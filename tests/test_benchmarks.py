@@ -143,6 +143,46 @@ def test_gpu_checks_see_what_is_wrong_for_the_encoder_alone(monkeypatch: pytest.
     assert failed() == ["sparse_outer, some", "sparse_encode, some"]
 
 
+def test_gpu_sparse_step_checks_steps_before_it_times_them() -> None:
+    import gpu_sparse_step
+    from gpu_bench import Bench
+    from saelens_trainers import saelens_missing
+
+    saelens_missing()
+    bench = Bench("cpu", tiny=True, rounds=2, seconds=5.0)
+    found = gpu_sparse_step.jobs(bench)
+    names = [job.name for job in found]
+    timed = [place for place, name in enumerate(names) if name.startswith(("step", "model", "decode"))]
+    assert names.index("checks of training steps") < timed[0]
+    # Without SAELens they take the trainer's place, and there is nothing of its to compare.
+    bench.no_saelens = "left out"
+    without = [job.name for job in gpu_sparse_step.jobs(bench)]
+    assert "checks of training steps" not in without
+    bench.no_saelens = ""
+    for name, precision in itertools.product("ABC", ("autocast", "fp32")):
+        assert f"model {name}, {precision}" in names
+        assert f"model {name}, {precision}" in without
+    for job in found:
+        if job.name in ("step A, fp32", "model A, fp32"):
+            job.run()
+    rows = {(row["level"], row["provider"], row.get("dead")): row for row in bench.rows}
+    assert len(rows) == 2 * 4 + 2
+    assert all(row["rounds"] == 2 and row["p20"] <= row["ms"] <= row["p80"] for row in rows.values())
+
+
+def test_gpu_sparse_step_takes_thirty_rounds_of_the_longest_steps() -> None:
+    import gpu_sparse_step
+    from gpu_bench import Bench
+
+    options = gpu_sparse_step.parser().parse_args([])
+    bench = Bench("cpu", tiny=True, rounds=options.rounds, seconds=options.seconds)
+    # So many seconds four trainings at 131,072 latents in float32 are estimated to take, with dead latents.
+    assert bench.rounds_for(1.5) == 30
+    page = (BENCHMARKS.parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    said = f"Rounds are {options.rounds}, fewer where they would take more than {options.seconds:g} seconds"
+    assert said in page
+
+
 @pytest.mark.parametrize("providers", range(1, 9))
 def test_every_call_takes_other_inputs_than_the_two_before_it(providers: int) -> None:
     from measuring import interleaved

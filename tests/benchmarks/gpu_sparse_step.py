@@ -23,6 +23,7 @@ in the table. The most important jobs come first; those that no time is left for
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from functools import partial
@@ -102,8 +103,12 @@ def jobs(bench: Bench) -> list[Job]:
     if not bench.no_saelens:
         batchtopk = partial(measure_steps, bench, "B", "autocast", [BATCHTOPK, SPARSE_BATCHTOPK])
         found += [
+            *(
+                Job(f"model {name}, {precision}", partial(measure_model, bench, name, precision))
+                for precision in ("autocast", "fp32")
+                for name in big_first
+            ),
             Job("step B, autocast, batchtopk", batchtopk),
-            Job("model B, autocast", partial(measure_model, bench, "B", "autocast")),
         ]
     found += [decode(bench, name) for name in VARIANTS_OF_B]
     found += [decode(bench, "B", law) for law in LAWS if law != "uniform"]
@@ -140,15 +145,18 @@ def show_results(bench: Bench) -> None:
         show(f"goal {sign} {row['limit']:g}: {row['goal']}: {row['verdict']}{reached}{why}")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser_of(__doc__)
+    made.add_argument("--rounds", type=int, default=30, help="of all that is measured side by side")
+    made.add_argument("--seconds", type=float, default=45.0, help="the most that these rounds take")
+    made.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
+    return made
+
+
 def main() -> None:
     started = time.perf_counter()
-    parser = parser_of(__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument(
-        "--seconds", type=float, default=16.0, help="the most that the rounds of one job take"
-    )
-    parser.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
-    options = options_of(parser)
+    options = options_of(parser())
     until = started + 60 * options.minutes
     no_saelens = "left out by --no-steps" if options.no_steps else saelens_missing()
     bench = Bench(options.device, options.tiny, options.rounds, options.seconds, no_saelens, until)
