@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -181,6 +182,26 @@ def test_gpu_sparse_step_takes_thirty_rounds_of_the_longest_steps() -> None:
     page = (BENCHMARKS.parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
     said = f"Rounds are {options.rounds}, fewer where they would take more than {options.seconds:g} seconds"
     assert said in page
+
+
+def test_make_keeps_a_gpu_s_figures_where_the_docs_look() -> None:
+    root = BENCHMARKS.parents[1]
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    targets = dict(re.findall(r"^\| `make ((?:bench-)?(gpu[-_]\w+))` \|", page, re.M))
+    assert len(targets) == 4
+    files: list[str] = []
+    for target, name in targets.items():
+        script = name.replace("-", "_")
+        told = subprocess.run(
+            ["make", "--no-print-directory", "-n", target, "GPU=--minutes 20"],
+            cwd=root, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        *_, made, last = told.splitlines()
+        assert made == "mkdir -p build"
+        assert last.endswith(f"/{script}.py --json build/{script}.json --minutes 20")
+        files.append(f"build/{script}.json")
+    (command,) = re.findall(r"^python docs/gen/gpu_tables\.py (.+)$", page, re.M)
+    assert set(command.split()) == {file for file in files if "tune" not in file}
 
 
 @pytest.mark.parametrize("providers", range(1, 9))
