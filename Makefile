@@ -85,9 +85,11 @@ faults: install
 ray-tests: install
 	RAY_WORKERS=1,2,4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray.py
 
-# On a GPU machine: every Triton kernel under compute-sanitizer's memcheck and racecheck, minutes.
+# On a GPU machine: every Triton kernel under compute-sanitizer's memcheck and racecheck, minutes. What was found goes to
+# build/, for docs/gen/gpu_tables.py.
 gpu-sanitize: install
-	$(BIN)/python tests/benchmarks/gpu_sanitize.py
+	mkdir -p build
+	$(BIN)/python tests/benchmarks/gpu_sanitize.py --json build/gpu_sanitize.json $(GPU)
 
 # Mutated files for every reader of files from elsewhere, minutes; `make test` has a short form. FUZZ="--seed 1 --only SAE"
 fuzz: install
@@ -111,8 +113,13 @@ test-lowest test-newest: test-%: $(VENV)-tools/.installed
 	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python $(PYTEST) $(TESTS)
 
 # Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
-$(BENCHMARKS:%=bench-%): bench-%: install
+$(filter-out bench-gpu_%,$(BENCHMARKS:%=bench-%)): bench-%: install
 	$(BIN)/python tests/benchmarks/$*.py
+
+# On a GPU machine, minutes; the figures go to build/ too, for docs/gen/gpu_tables.py. GPU="--minutes 20"
+$(filter bench-gpu_%,$(BENCHMARKS:%=bench-%)): bench-%: install
+	mkdir -p build
+	$(BIN)/python tests/benchmarks/$*.py --json build/$*.json $(GPU)
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -29,17 +29,19 @@ def generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def decode(shape: str, provider: str, ms: float, job: str = "decode", **more: Any) -> dict[str, Any]:
+def decode(shape: str, provider: str, ms: float, **more: Any) -> dict[str, Any]:
+    law = more.get("law", "uniform")
     return {
-        "level": "decode", "shape": shape, "law": "uniform", "dtype": "torch.float32", "provider": provider, "ms": ms,
-        "error": 2e-7, "gb_s": 1234.0, "job": job, **more,
+        "level": "decode", "shape": shape, "law": law, "dtype": "torch.float32", "provider": provider, "ms": ms,
+        "p20": ms * 0.9, "p80": ms * 2, "rounds": 30, "forward_ms": ms / 4, "backward_ms": ms * 0.75, "error": 2e-7,
+        "gb_s": 1234.0, "memory_mb": 70.6, "job": f"decode {shape}, {law}, float32", **more,
     }  # fmt: skip
 
 
-def step(provider: str, ms: float, job: str) -> dict[str, Any]:
+def step(provider: str, ms: float, job: str, level: str = "step") -> dict[str, Any]:
     return {
-        "level": "step", "shape": "B", "precision": "autocast", "dead": False, "provider": provider, "ms": ms,
-        "memory_mb": 1500.4, "job": job,
+        "level": level, "shape": "B", "precision": "autocast", "dead": False, "provider": provider, "ms": ms,
+        "p20": ms * 0.9, "p80": ms * 2, "rounds": 13, "memory_mb": 1500.4, "job": job,
     }  # fmt: skip
 
 
@@ -60,11 +62,21 @@ def measured() -> dict[str, Any]:
         ],
         "rows": [
             decode("B", "dense", 60.0), decode("B", "ours", 1.25), decode("C", "dense", 250.0),
-            decode("C", "ours", 1.0, missing="OutOfMemoryError: much"),
-            decode("B, D=5120", "ours", 3.0), decode("B, D=5120", "F.embedding_bag", 4.5),
+            {
+                "level": "decode", "shape": "C", "law": "uniform", "dtype": "torch.float32", "provider": "ours",
+                "missing": "OutOfMemoryError: much", "job": "decode C, uniform, float32",
+            },
+            decode("A", "dense", 10.0), decode("B", "dense autocast", 8.0, job="decode B, compiled dense"),
+            decode("B", "dense autocast, compiled", 4.0, job="decode B, compiled dense"),
+            decode("B, D=5120", "dense", 90.0), decode("B, D=5120", "F.embedding_bag", 4.5),
+            decode("B, D=5120", "ours", 3.0), decode("B", "ours", 2.0, law="8 hot"),
+            decode("B", "ours", 7.5, dtype="torch.bfloat16", law="zipf"),
+            decode("A", "ours", 1.0, level="laws", job="laws A"),
+            decode("A", "ours", 1.25, level="laws", law="8 hot", job="laws A"),
             step("SAELens topk", 22.0, "step B, autocast"), step("sparse_topk", 5.5, "step B, autocast"),
             step("SAELens batchtopk", 30.0, "step B, autocast, batchtopk"),
             step("sparse_batchtopk", 6.0, "step B, autocast, batchtopk"),
+            step("SAELens's way", 12.0, "model B, autocast", "model"), step("ours", 3.0, "model B, autocast", "model"),
         ],
         "goals": [
             {"goal": "decode B", "limit": 40, "at_most": False, "value": 48.0, "verdict": "met"},
@@ -94,19 +106,42 @@ def test_what_is_measured_is_written_and_kept(
     assert "Goals met: 1 of 2." in page
     assert "- ours: sparse_decode\n" in page
     assert "| hot | ≤ 1.5 | 1.75 | **missed** | sort 60 % |" in page
-    assert "| dense | 60 (1×), 2.0e-07 | 250 (1×), 2.0e-07 |" in page
-    assert "| ours | 1.25 (48×), 2.0e-07 | missing: OutOfMemoryError |" in page
-    assert "| sparse_topk | 5.5 (4×), 1,500 MB |" in page
-    # Beside the architecture that ran with it.
-    assert "| sparse_batchtopk | 6 (5×), 1,500 MB |" in page
-    assert "| B, D=5120, uniform | 3 | 1,234 | 4.5 |  |  |" in page
+    # Median, percentiles, rounds, times faster, both passes, rate, memory, error; a table in the order of the shapes.
+    assert (
+        "| decode, float32 |  | ms | p20 – p80 | rounds | times faster "
+        "| forward, ms | backward, ms | GB/s | MB | error |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| A | dense | 10 | 9 – 20 | 30 | 1 | 2.5 | 7.5 | 1,234 | 71 | 2.0e-07 |\n"
+        "| B | dense | 60 | 54 – 120 | 30 | 1 | 15 | 45 | 1,234 | 71 | 2.0e-07 |\n"
+        "| B | ours | 1.25 | 1.12 – 2.5 | 30 | 48 | 0.312 | 0.938 | 1,234 | 71 | 2.0e-07 |\n"
+        "| C | dense | 250 | 225 – 500 | 30 | 1 | 62.5 | 188 | 1,234 | 71 | 2.0e-07 |\n"
+        "| C | ours | missing: OutOfMemoryError |  |  |  |  |  |  |  |  |\n\n"
+    ) in page
+    # What is compiled, and batchtopk, beside what took turns with it.
+    assert "| B | dense autocast, compiled | 4 | 3.6 – 8 | 30 | 2 |" in page
+    assert (
+        "| SAELens's `SAETrainer.step`, autocast |  | ms | p20 – p80 | rounds | times faster | MB |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| B | SAELens topk | 22 | 19.8 – 44 | 13 | 1 | 1,500 |\n"
+        "| B | sparse_topk | 5.5 | 4.95 – 11 | 13 | 4 | 1,500 |\n\n"
+    ) in page
+    assert "| B | sparse_batchtopk | 6 | 5.4 – 12 | 13 | 5 | 1,500 |" in page
+    assert "| loss and gradients in plain torch, autocast |  | ms |" in page
+    assert "| B | ours | 3 | 2.7 – 6 | 13 | 4 | 1,500 |" in page
+    # At other sizes and by other laws only those that are fast.
+    assert "| B, D=5120 | dense |" not in page
+    assert "| B, D=5120 | ours | 3 | 2.7 – 6 | 30 | 1.5 | 0.75 | 2.25 | 1,234 | 71 | 2.0e-07 |" in page
+    assert "| B, 8 hot | ours | 2 | 1.8 – 4 | 30 | 1 |" in page
+    assert "| decode at other sizes and by other laws, bfloat16 |  | ms |" in page
+    assert "| B, zipf | ours | 7.5 |" in page
+    assert "| A, 8 hot | ours | 1.25 | 1.12 – 2.5 | 30 | 0.8 |" in page
     assert "| copy, GB/s read and written | 4,300 |" in page
     assert "Not measured yet: gpu_pipeline, gpu_sanitize." in page
     assert "Left out: decode B, compiled dense (no time)." in page
     assert json.loads((generator.RESULTS / "gpu_sparse_step.json").read_text()) == measured
     # From what was kept, the same; a changed figure is seen.
     assert generator.main(["--check"]) == 0
-    generator.PAGE.write_text(page.replace("48×", "49×"))
+    generator.PAGE.write_text(page.replace("| 48 |", "| 49 |"))
     assert generator.main(["--check"]) == 1
     assert generator.main([]) == 0
     assert generator.PAGE.read_text() == page

@@ -1,12 +1,12 @@
 """Writes what was measured on a GPU into docs/performance.md, so that no figure there is typed by hand.
 
-    python docs/gen/gpu_tables.py gpu_sparse_step.json gpu_pipeline.json gpu_sanitize.json
+    python docs/gen/gpu_tables.py build/gpu_sparse_step.json build/gpu_pipeline.json build/gpu_sanitize.json
     python docs/gen/gpu_tables.py            writes the tables again, from the results in docs/performance
     python docs/gen/gpu_tables.py --check    says whether they are out of date
     python docs/gen/gpu_tables.py dry_run.json --page elsewhere.md
 
-The files are what tests/benchmarks/gpu_*.py write with --json, any of them; they are kept in docs/performance under
-those names. A dry run on a CPU is refused, but for another page, where it is marked.
+The files are what tests/benchmarks/gpu_*.py write with --json (`make` has them write into build), any of them; they are
+kept in docs/performance under those names. A dry run on a CPU is refused, but for another page, where it is marked.
 """
 
 from __future__ import annotations
@@ -24,6 +24,28 @@ KINDS = ("gpu_sparse_step", "gpu_pipeline", "gpu_sanitize")
 NOTHING = "**Not measured: no GPU yet.** None of the commands below has run on one.\n"
 DRY_RUN = "**A dry run on a CPU at tiny sizes: no figure means anything.**\n"
 SHAPES = ("A", "B", "C")
+FAST = ("dense autocast", "F.embedding_bag", "sparsify", "ours")
+"""Decoders that are compared at other sizes too."""
+
+COLUMNS = {
+    "ms": ("ms", "{ms:.3g}"),
+    "p20 – p80": ("p20", "{p20:.3g} – {p80:.3g}"),
+    "rounds": ("rounds", "{rounds}"),
+    "times faster": ("ms", ""),
+    "forward, ms": ("forward_ms", "{forward_ms:.3g}"),
+    "backward, ms": ("backward_ms", "{backward_ms:.3g}"),
+    "GB/s": ("gb_s", "{gb_s:,.0f}"),
+    "MB": ("memory_mb", "{memory_mb:,.0f}"),
+    "error": ("error", "{error:.1e}"),
+}
+"""Of what was timed: the figure that a row must have for it, and how it is written."""
+
+COLUMNS_SAY = (
+    "Milliseconds are medians over the rounds, p20 and p80 their 20th and 80th percentiles. Times faster, by the "
+    "medians: than the first line of those that took turns with it. GB/s: of the bytes that forward and backward must "
+    "move. MB: the peak beyond what was held before and beyond the gradients. Error: the worst of output and "
+    "gradients, against float64."
+)
 Row = dict[str, Any]
 
 
@@ -114,17 +136,16 @@ def goal_table(goals: list[Row]) -> str:
 
 
 def sparse_step(results: dict[str, Any]) -> list[str]:
-    """Ceilings, decoders, variants, steps."""
+    """Ceilings, decoders, steps, decoders at other sizes and by other laws."""
     rows: list[Row] = results["rows"]
     shapes = {name: "N={} D={} S={} k={}".format(*sizes) for name, sizes in results["shapes"].items()}
-    sizes = "; ".join(f"{name}: {text}" for name, text in shapes.items())
-    parts = [f"{sizes}. In milliseconds: medians, in brackets how many times faster than the first row.\n"]
+    parts = ["; ".join(f"{name}: {text}" for name, text in shapes.items()) + f". {COLUMNS_SAY}\n"]
     parts.append("".join(f"- {name}: {what}\n" for name, what in results.get("providers", {}).items()))
     parts.append(ceilings(results["ceilings"]))
+    decoded = [row for row in rows if row["level"] == "decode"]
     for dtype in ("float32", "bfloat16"):
-        decoded = [row for row in rows if row["level"] == "decode" and row["law"] == "uniform"]
-        found = [row for row in decoded if row["dtype"] == f"torch.{dtype}"]
-        parts += by_shape(f"decode, forward and backward, {dtype}", found, "error")
+        found = [row for row in decoded if row["dtype"] == f"torch.{dtype}" and is_main(row)]
+        parts += side_by_side(f"decode, {dtype}", found)
     for level, what in (
         ("step", "SAELens's `SAETrainer.step`"),
         ("model", "loss and gradients in plain torch"),
@@ -139,28 +160,28 @@ def sparse_step(results: dict[str, Any]) -> list[str]:
                     and bool(row.get("dead")) == dead
                 ]
                 title = f"{what}, {precision}{', 5 % of the latents dead' if dead else ''}"
-                parts += by_shape(title, found, "memory_mb")
-    parts += variants(rows)
-    return parts
+                parts += side_by_side(title, found)
+    for dtype in ("float32", "bfloat16"):
+        found = [row for row in decoded if row["dtype"] == f"torch.{dtype}" and not is_main(row)]
+        fast = [row for row in found if row["provider"] in FAST]
+        parts += side_by_side(f"decode at other sizes and by other laws, {dtype}", fast)
+    return parts + side_by_side("decode, ours by the law", [row for row in rows if row["level"] == "laws"])
 
 
-def by_shape(title: str, rows: list[Row], beside: str) -> list[str]:
-    """Providers by shapes, a table for those that ran side by side: the first of them is compared with."""
+def is_main(row: Row) -> bool:
+    """Whether it is of one of the three shapes, with uniform latents."""
+    return row["shape"] in SHAPES and row["law"] == "uniform"
+
+
+def side_by_side(title: str, rows: list[Row]) -> list[str]:
+    """A table for those that ran in one rotation: batchtopk and what is compiled have rotations of their own."""
     parts: list[str] = []
-    unit = {"memory_mb": "MB beyond weights, averages and gradients", "error": "relative error"}[beside]
     for kind in ("", "batchtopk", "compiled"):
-        here = [row for row in rows if row["shape"] in SHAPES and kind_of_job(row) == kind]
-        providers = list(dict.fromkeys(row["provider"] for row in here))
-        shapes = [name for name in SHAPES if any(row["shape"] == name for row in here)]
-        lines = [
-            [
-                provider,
-                *(cell(of(here, shape, provider), of(here, shape, providers[0]), beside) for shape in shapes),
-            ]
-            for provider in providers
-        ]
-        if lines:
-            parts.append(table([f"{title} (ms, times, {unit})", *shapes], lines))
+        here = [row for row in rows if kind_of_job(row) == kind]
+        # In the order of the shapes, not of their importance; others as they were measured.
+        here.sort(key=lambda row: SHAPES.index(row["shape"]) if row["shape"] in SHAPES else len(SHAPES))
+        if here:
+            parts.append(figure_table(title, here))
     return parts
 
 
@@ -169,46 +190,25 @@ def kind_of_job(row: Row) -> str:
     return next((kind for kind in ("batchtopk", "compiled") if kind in row.get("job", "")), "")
 
 
-def of(rows: list[Row], shape: str, provider: str) -> Row:
-    """The first such row; empty if there is none."""
-    return next((row for row in rows if row["shape"] == shape and row["provider"] == provider), {})
-
-
-def cell(row: Row, base: Row, beside: str) -> str:
-    """Milliseconds, how many times faster, and one figure more."""
-    if "missing" in row:
-        return "missing: " + str(row["missing"]).split(":")[0]
-    if "ms" not in row:
-        return ""
-    text = f"{row['ms']:.3g}"
-    if "ms" in base:
-        text += f" ({base['ms'] / row['ms']:.3g}×)"
-    if beside in row:
-        text += f", {row[beside]:.1e}" if beside == "error" else f", {row[beside]:,.0f} MB"
-    return text
-
-
-def variants(rows: list[Row]) -> list[str]:
-    """Ours at other sizes and by other laws, beside who else is fast."""
-    found = [row for row in rows if row["level"] == "decode" and row["dtype"] == "torch.float32"]
-    others = ("F.embedding_bag", "sparsify", "dense autocast")
-    settings = [
-        key for key in dict.fromkeys((row["shape"], row["law"]) for row in found) if key[0] not in ("A", "C")
-    ]
+def figure_table(title: str, rows: list[Row]) -> str:
+    """A line for each row, with those columns that some row has a figure for."""
+    columns = [name for name, (key, _) in COLUMNS.items() if any(key in row for row in rows)]
     lines: list[list[str]] = []
-    for shape, law in settings:
-        here = [row for row in found if (row["shape"], row["law"]) == (shape, law)]
-        ours = of(here, shape, "ours")
-        if "ms" in ours:
-            rate = f"{ours['gb_s']:,.0f}"
-            cells = [cell(of(here, shape, name), {}, "") for name in others]
-            lines.append([f"{shape}, {law}", f"{ours['ms']:.3g}", rate, *cells])
-    laws = [row for row in rows if row["level"] == "laws"]
-    by_law = [[f"{row['shape']}, {row['law']}", f"{row['ms']:.3g}", f"{row['gb_s']:,.0f}"] for row in laws]
-    parts = (
-        [table(["decode, float32, ms", "ours", "GB/s of what it must move", *others], lines)] if lines else []
-    )
-    return [*parts, table(["ours by the law of indices", "ms", "GB/s"], by_law)] if by_law else parts
+    for row in rows:
+        where = row["shape"] if row.get("law", "uniform") == "uniform" else f"{row['shape']}, {row['law']}"
+        first = next(one for one in rows if one.get("job") == row.get("job") and one["shape"] == row["shape"])
+        cells = {name: figure(row, key, how) for name, (key, how) in COLUMNS.items()}
+        if "missing" in row:
+            cells["ms"] = "missing: " + str(row["missing"]).split(":")[0]
+        if "ms" in row and "ms" in first:
+            cells["times faster"] = f"{first['ms'] / row['ms']:.3g}"
+        lines.append([where, row["provider"], *(cells[name] for name in columns)])
+    return table([title, "", *columns], lines)
+
+
+def figure(row: Row, key: str, how: str) -> str:
+    """One figure; empty where the row has none."""
+    return how.format(**row) if key in row else ""
 
 
 def ceilings(found: dict[str, float]) -> str:

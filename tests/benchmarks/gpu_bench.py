@@ -44,7 +44,7 @@ class Bench:
     device: str
     tiny: bool
     rounds: int
-    """Rounds of a job, fewer where they would take longer than `seconds`."""
+    """Of what is measured side by side; fewer where they would take longer than `seconds`."""
     seconds: float
     no_saelens: str = ""
     """Why SAELens's trainer cannot be measured; empty if it can."""

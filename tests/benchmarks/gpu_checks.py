@@ -1,9 +1,9 @@
-"""Ours against float64 on a GPU: odd sizes first, then every shape that is timed, in every dtype; and repeats."""
+"""Ours against float64 on a GPU: odd sizes, every shape that is timed in every dtype, training steps; and repeats."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,14 @@ import torch.nn.functional as F
 from gpu_bench import SHAPES, VARIANTS_OF_B, Bench
 from gpu_decoders import ERROR_LIMITS, OURS
 from measuring import Row, first_line, matmul_precision, show
+from saelens_trainers import (
+    SPARSE_BATCHTOPK,
+    SPARSE_TOPK,
+    Training,
+    exact_output_and_gradients,
+    output_and_gradients,
+    trainer,
+)
 from sparse_inputs import LAWS, Case, Planted, Shape, case, indices_by, planted
 from sparse_providers import (
     DECODERS,
@@ -19,6 +27,7 @@ from sparse_providers import (
     decoded,
     decoded_in_float64,
     relative_errors,
+    sparse_encode,
     sparse_outer,
     step_as_ours,
     step_as_saelens,
@@ -29,7 +38,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEP_LIMIT = 1e-5
-"""The sums of a step's gradients are longer than a decoder's, b_dec's goes over all rows."""
+"""The sums of a step's gradients are longer than a decoder's: b_dec's goes over all rows or all latents."""
+
+STEP_SHAPE = Shape(128, 96, 2048, 8)
+"""So few rows that no near-tie of the top k is decided otherwise in float64; enough to find them in two stages, and
+more dead latents than the auxiliary loss takes."""
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -54,18 +67,18 @@ def check_small_cases(bench: Bench) -> None:
     }
     for dtype, limit in ERROR_LIMITS.items():
         for kind, indices in kinds.items():
-            check_decode(bench, f"{kind}, {dtype}", case(shape, indices, dtype, 0), limit)
+            check_case(bench, f"{kind}, {dtype}", case(shape, indices, dtype, 0), limit)
         one = case(shape, usual, dtype, 0)
         expanded = one.grad[:1, :1].expand_as(one.grad)
-        check_decode(bench, f"expanded gradient, {dtype}", replace(one, grad=expanded), limit)
+        check_case(bench, f"expanded gradient, {dtype}", replace(one, grad=expanded), limit)
         check(
             bench, f"ragged rows, {dtype}", partial(errors_of_ragged_rows, shape, dtype, bench.device), limit
         )
     # As under autocast: master weights, and activations of fewer bits.
     one = case(shape, usual, torch.float32, 0)
     mixed = replace(one, values=one.values.bfloat16())
-    check_decode(bench, "float32 weight, bfloat16 values", mixed, ERROR_LIMITS[torch.bfloat16])
-    check(bench, "gradients of a step", partial(errors_of_step, bench.device), STEP_LIMIT)
+    check_case(bench, "float32 weight, bfloat16 values", mixed, ERROR_LIMITS[torch.bfloat16])
+    check(bench, "gradients of a step in plain torch", partial(errors_of_step, bench.device), STEP_LIMIT)
 
 
 def check_shapes(bench: Bench) -> None:
@@ -76,12 +89,58 @@ def check_shapes(bench: Bench) -> None:
             indices = indices_by(law, shape, bench.device, 0)
             for dtype, limit in ERROR_LIMITS.items():
                 if law == "uniform" or dtype == torch.float32:
-                    check_decode(bench, f"{name}, {law}, {dtype}", case(shape, indices, dtype, 0), limit)
+                    check_case(bench, f"{name}, {law}, {dtype}", case(shape, indices, dtype, 0), limit)
 
 
-def check_decode(bench: Bench, name: str, one: Case, limit: float) -> None:
-    """One comparison of ours with float64: output, and gradients to values, weight and bias."""
-    check(bench, name, lambda: relative_errors(decoded(OURS, one)[0], decoded_in_float64(one)), limit)
+def check_steps(bench: Bench) -> None:
+    """Each of our trainings in SAELens's trainer, float32, against SAELens's own in float64; without and with dead."""
+    for training in (SPARSE_TOPK, SPARSE_BATCHTOPK):
+        for dead in (False, True):
+            name = f"reconstruction and gradients of {training.name}{', 5 % dead' if dead else ''}"
+            check(bench, name, partial(errors_of_training, bench.device, training, dead), STEP_LIMIT)
+
+
+def check_case(bench: Bench, name: str, one: Case, limit: float) -> None:
+    """Ours against float64 on one input: decode with its gradients, and what an encoder gets from the same entries."""
+    wanted = cache(partial(decoded_in_float64, one))
+    check(bench, name, lambda: relative_errors(decoded(OURS, one)[0], wanted()), limit)
+
+    def errors_of_outer() -> list[float]:
+        entries = Entries.of_rows(one.indices, len(one.weight))
+        found = sparse_outer(entries, one.values.flatten(), one.grad)
+        return relative_errors(found, [wanted()[2], sums_in_float64(one)])
+
+    check(bench, f"sparse_outer, {name}", errors_of_outer, limit)
+    of_encoder = partial(errors_of_encoder, one, wanted)
+    check(bench, f"sparse_encode, {name}", of_encoder, max(limit, STEP_LIMIT))
+
+
+def errors_of_encoder(one: Case, decoded_exactly: Callable[[], list[torch.Tensor]]) -> list[float]:
+    """`sparse_encode`'s gradients to inputs, weight, bias and shift, where `one.values` come back to the entries.
+
+    Those to inputs and weight are what a decoder gives for such values. The shift's is a product of torch's in the
+    weight's dtype, not a kernel's: float32 alone, which training has.
+    """
+    names = ["inputs", "weight", "bias", *(["shift"] if one.weight.dtype == torch.float32 else [])]
+    given = {
+        "inputs": one.grad, "weight": one.weight, "bias": one.weight.new_zeros(len(one.weight)), "shift": one.bias,
+    }  # fmt: skip
+    leaves = {name: given[name].detach().requires_grad_() for name in names}
+    entries = Entries.of_rows(one.indices, len(one.weight)).grouped()
+    back = one.values.flatten()
+    with matmul_precision("fp32"):
+        found = torch.autograd.grad(sparse_encode(entries, back, **leaves), list(leaves.values()), back)
+    output, _, by_feature, _ = decoded_exactly()
+    sums = sums_in_float64(one)
+    wanted = [output - one.bias.double(), by_feature, sums, -(sums @ one.weight.double())]
+    return relative_errors(found, wanted[: len(found)])
+
+
+def sums_in_float64(one: Case) -> torch.Tensor:
+    """The sum of each latent's values."""
+    values = one.values.double() * (one.indices >= 0)
+    sums = values.new_zeros(len(one.weight))
+    return sums.index_add_(0, one.indices.clamp(min=0).flatten(), values.flatten())
 
 
 def check(bench: Bench, name: str, errors: Callable[[], list[float]], limit: float) -> None:
@@ -134,15 +193,26 @@ def errors_of_ragged_rows(shape: Shape, dtype: torch.dtype, device: str) -> list
 
 
 def errors_of_step(device: str) -> list[float]:
-    """The gradients of our step's loss (the fp32 way, in plain torch) against SAELens's way in float64.
-
-    So few rows that no near-tie of the top k is decided otherwise in float64.
-    """
-    weights = planted(Shape(128, 96, 2048, 8), device)
-    x = weights.inputs(0)
+    """The gradients of our step's loss (the fp32 way, in plain torch) against SAELens's way in float64."""
+    weights, x = step_inputs(device)
     found = step_gradients(step_as_ours, weights, x)
     exact = replace(weights, **{part: getattr(weights, part).double() for part in PARAMETERS})
     return relative_errors(found, step_gradients(step_as_saelens, exact, x.double()))
+
+
+def errors_of_training(device: str, training: Training, dead: bool) -> list[float]:
+    """Reconstruction and gradients of a training's step against SAELens's own architecture in float64."""
+    weights, x = step_inputs(device)
+    with matmul_precision("fp32"):
+        found = output_and_gradients(trainer(training, weights), x, dead)
+    return relative_errors(found, exact_output_and_gradients(training, weights, x, dead))
+
+
+def step_inputs(device: str) -> tuple[Planted, torch.Tensor]:
+    """Weights and inputs of a small step; drawn on the processor, so that they are the same on every device."""
+    weights = planted(STEP_SHAPE, "cpu")
+    moved = {part: getattr(weights, part).to(device) for part in PARAMETERS}
+    return replace(weights, **moved), weights.inputs(0).to(device)
 
 
 def step_gradients(

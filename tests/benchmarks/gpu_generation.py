@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from measuring import Row
 
 BATCHES = (256, 1024, 64)
+"""Samples asked for in one call."""
+
 DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
-ENGINES = ("transformers, static", "transformers, continuous batching", "vllm")
+STATIC, CONTINUOUS = "transformers, static", "transformers, continuous batching"
+ENGINES = (STATIC, CONTINUOUS, "vllm")
 
 
 def measure_generation(bench: Pipeline, engine: str, dtype: str, batch: int) -> None:
@@ -24,7 +27,7 @@ def measure_generation(bench: Pipeline, engine: str, dtype: str, batch: int) -> 
     batch, context = (8, 16) if bench.tiny else (batch, 128)
     row: Row = {
         "what": "generate",
-        "setting": f"{engine}, {dtype}, {batch:,} samples at once",
+        "setting": f"{engine}, {dtype}, {batch:,} samples",
         "engine": engine,
     }
     row |= {"dtype": dtype, "batch": batch, "context": context, "model": bench.about_model}
@@ -33,6 +36,7 @@ def measure_generation(bench: Pipeline, engine: str, dtype: str, batch: int) -> 
     except Exception as error:
         bench.found(row | {"missing": first_line(error)})
         return
+    row["setting"] += at_once(engine, batch)
     try:
         sampler.sample(batch, 0)  # Loads the weights, and whatever a first call builds.
         if bench.device == "cuda":
@@ -56,6 +60,17 @@ def measure_generation(bench: Pipeline, engine: str, dtype: str, batch: int) -> 
     bench.found(row)
 
 
+def at_once(engine: str, batch: int) -> str:
+    """How many of the samples an engine draws side by side; nothing where it decides that itself."""
+    if engine == STATIC:
+        return ", all at once"
+    if engine == CONTINUOUS:
+        from sae_faithful_plugins.self_generated.engines.continuous_batching import IN_FLIGHT
+
+        return f", at most {min(batch, IN_FLIGHT)} at once"
+    return ""
+
+
 def sampler_of(bench: Pipeline, engine: str, dtype: str, context: int) -> Any:
     """What `self_generated` draws with."""
     from sae_faithful import LanguageModel, SourceRequest
@@ -73,7 +88,7 @@ def sampler_of(bench: Pipeline, engine: str, dtype: str, context: int) -> Any:
     )  # fmt: skip
     if engine == "vllm":
         return make_sampler(options, request)
-    continuous = engine != "transformers, static"
+    continuous = engine == CONTINUOUS
     sampler = TransformersSampler.from_options(options, request, continuous=continuous)
     if continuous:
         from sae_faithful_plugins.self_generated.engines.continuous_batching import why_not

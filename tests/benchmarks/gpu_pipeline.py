@@ -7,8 +7,8 @@
   product of all pairs, at the rate of a large product in the same run.
 - fake_features: several SAEs at once, with what is on by default and without. Must do: the model up to the hook, every
   SAE's encoder product and top-k, measured in turn with it.
-- generate: tokens a second by engine, dtype and batch. Must do: read the weights once a step, or multiply with them,
-  at the rates of a copy and of a large product in the same run; keys and values are not counted.
+- generate: tokens a second by engine, dtype and number of samples. Must do: read the weights once a step, or multiply
+  with them, at the rates of a copy and of a large product in the same run; keys and values are not counted.
 
 Matching needs torch, numpy and scipy. The others need this package, SAELens and transformers; what is not there is
 named in the table. The model is SmolLM2-135M where the package that carries it is installed, otherwise random weights

@@ -6,19 +6,24 @@
 Needs torch and Triton alone. Full steps need SAELens and this package installed as well; what is not there is named
 in the table. The most important jobs come first; those that no time is left for (`--minutes`) are named.
 
-- checks: ours against float64 at odd sizes and at every shape and dtype, before anything is timed, at the main shapes
-  by every law of indices too (float32); 20 repeats bit by bit by each. The exit code is 1 if one fails.
+- checks, before anything is timed. Decode and what the encoder gets (`sparse_outer`, `sparse_encode`), with gradients,
+  against float64: at odd sizes, and at every shape and dtype; at the main shapes by every law of indices too (float32).
+  The training steps: reconstruction and gradients in SAELens's trainer, in float32, at one small shape without and
+  with 5 % dead latents, against SAELens's own architecture in float64. Steps under autocast and in TF32 are not
+  compared: their rounding decides near-ties of the top k otherwise. 20 repeats of decode bit by bit, at the main
+  shapes by every law. The exit code is 1 if a check fails.
 - decode: output and gradients for given indices, every provider once a round; forward and backward in one call
-  between CUDA events. Each call takes another of four inputs. Errors are against float64: the worst of output and
-  gradients. GB/s are of the bytes that both passes cannot do without. Memory is the peak beyond what was there
-  before and beyond the gradients.
+  between CUDA events. Each call takes another of four inputs than the two before it, whoever made those. Errors are
+  against float64: the worst of output and gradients. GB/s are of the bytes that both passes cannot do without. Memory
+  is the peak beyond what was there before and beyond the gradients.
 - model: SAELens's loss and its gradients in plain torch against ours, without optimizer. Needs no SAELens.
-- step: SAELens's `SAETrainer.step`, without and with 5 % dead latents.
+- step: SAELens's `SAETrainer.step`, without and with 5 % dead latents. Four batches take turns here and in `model`.
 - goals: met or missed, and for a missed one what ours spends the device's time on, from a profile in the same run.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from functools import partial
@@ -35,7 +40,7 @@ from gpu_bench import (
     parser_of,
     run_jobs,
 )
-from gpu_checks import check_repeats, check_shapes, check_small_cases
+from gpu_checks import check_repeats, check_shapes, check_small_cases, check_steps
 from gpu_decoders import (
     DENSE_AUTOCAST,
     OURS,
@@ -82,6 +87,7 @@ def jobs(bench: Bench) -> list[Job]:
     found = [
         Job("checks at small sizes", partial(check_small_cases, bench)),
         Job("checks at every shape and dtype", partial(check_shapes, bench)),
+        *(() if bench.no_saelens else [Job("checks of training steps", partial(check_steps, bench))]),
         *(
             Job(f"repeats {name}, {law}", partial(check_repeats, bench, name, law))
             for name in big_first
@@ -97,8 +103,12 @@ def jobs(bench: Bench) -> list[Job]:
     if not bench.no_saelens:
         batchtopk = partial(measure_steps, bench, "B", "autocast", [BATCHTOPK, SPARSE_BATCHTOPK])
         found += [
+            *(
+                Job(f"model {name}, {precision}", partial(measure_model, bench, name, precision))
+                for precision in ("autocast", "fp32")
+                for name in big_first
+            ),
             Job("step B, autocast, batchtopk", batchtopk),
-            Job("model B, autocast", partial(measure_model, bench, "B", "autocast")),
         ]
     found += [decode(bench, name) for name in VARIANTS_OF_B]
     found += [decode(bench, "B", law) for law in LAWS if law != "uniform"]
@@ -135,15 +145,18 @@ def show_results(bench: Bench) -> None:
         show(f"goal {sign} {row['limit']:g}: {row['goal']}: {row['verdict']}{reached}{why}")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser_of(__doc__)
+    made.add_argument("--rounds", type=int, default=30, help="of all that is measured side by side")
+    made.add_argument("--seconds", type=float, default=45.0, help="the most that these rounds take")
+    made.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
+    return made
+
+
 def main() -> None:
     started = time.perf_counter()
-    parser = parser_of(__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument(
-        "--seconds", type=float, default=16.0, help="the most that the rounds of one job take"
-    )
-    parser.add_argument("--no-steps", action="store_true", help="leave SAELens's trainer out")
-    options = options_of(parser)
+    options = options_of(parser())
     until = started + 60 * options.minutes
     no_saelens = "left out by --no-steps" if options.no_steps else saelens_missing()
     bench = Bench(options.device, options.tiny, options.rounds, options.seconds, no_saelens, until)

@@ -49,7 +49,7 @@ class Pipeline(Bench):
 
 def line_of(row: Row) -> str:
     """One row, aligned."""
-    head = f"{row['what']:15s}{row['setting']:58s}"
+    head = f"{row['what']:15s}{row['setting']:78s}"
     if "missing" in row:
         return f"{head} missing: {row['missing']}"
     line = f"{head}{row['seconds']:10.3f} s"

@@ -63,21 +63,26 @@ def interleaved(
 ) -> dict[str, list[list[Any]]]:
     """The marks of every call in every round, one call after the other in each.
 
+    A call is told a number, of which it takes the rest by how many inputs there are, a power of two. The numbers go on
+    from call to call and from round to round, an odd number a round: of four inputs every call takes another than
+    the two calls before it, and over four rounds all of them.
+
     After the warm-up `rounds` is asked for their number, told how many seconds the last of the warm-up took.
     """
+    step = len(calls) | 1
+
+    def one_round(number: int) -> dict[str, list[Any]]:
+        return {name: call(number * step + place) for place, (name, call) in enumerate(calls.items())}
+
     seconds = 0.0
     for number in range(warm_up):
         started = time.perf_counter()
-        for call in calls.values():
-            call(number)
+        one_round(number)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    marks: dict[str, list[list[Any]]] = {name: [] for name in calls}
-    for number in range(rounds(seconds)):
-        for name, call in calls.items():
-            marks[name].append(call(number))
-    return marks
+    found = [one_round(number) for number in range(warm_up, warm_up + rounds(seconds))]
+    return {name: [marks[name] for marks in found] for name in calls}
 
 
 def summary(times: Sequence[float], base: Sequence[float] | None) -> Row:

@@ -123,6 +123,19 @@ def output_and_gradients(made: Any, x: torch.Tensor, dead: bool) -> list[torch.T
     return [found.sae_out.detach(), *torch.autograd.grad(found.loss, parameters)]
 
 
+def as_saelens(training: Training) -> Training:
+    """SAELens's own architecture for the same model."""
+    options = {name: value for name, value in training.options.items() if name.startswith("rescale")}
+    return Training(training.against, training.against, training.against, options)
+
+
+def exact_output_and_gradients(
+    training: Training, weights: Planted, x: torch.Tensor, dead: bool
+) -> list[torch.Tensor]:
+    """What `output_and_gradients` should give: SAELens's own architecture for the same model, in float64."""
+    return output_and_gradients(trainer(as_saelens(training), weights, torch.float64), x, dead)
+
+
 def coo_with_rescaling(device: str) -> str:
     """What SAELens's COO activations do when rescaled by decoder norms, its default."""
     training = Training("", "topk", "topk", {"use_sparse_activations": True})

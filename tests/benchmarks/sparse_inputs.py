@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 SETS = 4
-"""Inputs taken in turn, so that no cache holds what a call reads."""
+"""Inputs taken in turn, call by call (`interleaved`): what a call leaves in a cache is not what the next one reads."""
 
 
 class Shape(NamedTuple):

@@ -33,8 +33,9 @@ from saelens_trainers import (
     SPARSE_TOPK_FUSED,
     TOPK,
     TOPK_COO,
-    Training,
+    as_saelens,
     coo_with_rescaling,
+    exact_output_and_gradients,
     output_and_gradients,
     saelens_missing,
     set_dead,
@@ -102,11 +103,9 @@ def step_errors(weights: Planted) -> dict[str, Row]:
     for training in TRAININGS:
         if training.fused:
             continue  # the same gradients
-        options = {name: value for name, value in training.options.items() if name.startswith("rescale")}
-        key = f"{training.against} {options}"
+        key = str(as_saelens(training))
         if key not in exact:
-            model = trainer(Training("", training.against, training.against, options), weights, torch.float64)
-            exact[key] = output_and_gradients(model, x, True)
+            exact[key] = exact_output_and_gradients(training, weights, x, True)
         errors = relative_errors(output_and_gradients(trainer(training, weights), x, True), exact[key])
         rows[training.name] = {"output_error": errors[0], "gradient_error": worst(errors[1:])}
     return rows
