@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -184,8 +185,9 @@ def test_ica_is_stable_on_planted_sources_and_not_on_gaussian_ones() -> None:
     planted, _ = laplace(20_000)
 
     def agreement(activations: torch.Tensor) -> float:
-        one, other = (ICA(dims=None).fit(activations, seed).write for seed in (1, 2))
-        return float(cosines(one, other).max(axis=1).min())
+        """Of all pairs of seeds: on Gaussian data, too, two may end at one optimum of the sample."""
+        fits = [ICA(dims=None).fit(activations, seed).write for seed in range(4)]
+        return min(float(cosines(*pair).max(axis=1).min()) for pair in combinations(fits, 2))
 
     assert agreement(planted) > 0.999
     assert agreement(gaussian(20_000)) < 0.9
