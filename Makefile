@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCHMARKS := matching evaluators interval_coverage typicality_power sparse_step gpu_sparse_step gpu_tune gpu_pipeline memory_growth ray_throughput scaling
 
-.PHONY: install quickstart cunningham2023 faithfulsae-smollm2 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests gpu-sanitize $(BENCHMARKS:%=bench-%) clean
+.PHONY: install quickstart cunningham2023 faithfulsae-smollm2 test test-lowest test-newest fuzz audit lint chromium docs docs-serve kill-tests faults ray-tests gpu-sanitize gpu-wheels $(BENCHMARKS:%=bench-%) clean
 
 install: $(STAMP)
 
@@ -111,6 +111,11 @@ test-newest: RESOLUTION = highest
 test-lowest test-newest: test-%: $(VENV)-tools/.installed
 	$(PYTHON) tests/resolved.py $* --resolution $(RESOLUTION) --torch "$(TORCH)" --tools $(VENV)-tools/bin
 	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python $(PYTEST) $(TESTS)
+
+# What a machine without a network lacks, as wheels in parts: docs/performance.md. HAVE is a file of what
+# `pip list --format=freeze` prints there. WHEELS="--python 3.11 --part-mb 30"
+gpu-wheels: $(VENV)-tools/.installed
+	$(VENV)-tools/bin/python tests/gpu_wheels.py --have $(HAVE) $(WHEELS)
 
 # Tables that the docs quote; minutes to an hour each. Options: `$(BIN)/python tests/benchmarks/NAME.py --help`.
 $(filter-out bench-gpu_%,$(BENCHMARKS:%=bench-%)): bench-%: install

@@ -109,6 +109,19 @@ def test_layers_of_other_kinds_are_left_to_plain_generate(
     )
 
 
+def test_an_older_transformers_is_named_before_anything_is_drawn(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclasses.dataclass
+    class Before518:
+        block_size: int = 256
+
+    monkeypatch.setattr("transformers.generation.ContinuousBatchingConfig", Before518)
+    assert "transformers has no pages in ContinuousBatchingConfig: it is older than 5.18" in str(
+        continuous_batching.why_not(llama)
+    )
+
+
 def test_a_failure_says_how_to_do_without(
     sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,8 @@ def why_not(model: LanguageModel) -> str | None:
         from transformers.generation import ContinuousBatchingConfig
     except ImportError:
         return "the installed transformers has no ContinuousBatchingConfig"
-    del ContinuousBatchingConfig
+    if not hasattr(ContinuousBatchingConfig, "page_size"):
+        return "the installed transformers has no pages in ContinuousBatchingConfig: it is older than 5.18"
     config = inner.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(inner, "_is_stateful", False):
