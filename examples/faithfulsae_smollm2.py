@@ -13,6 +13,8 @@ which is stopped in time and gone on with by the next call. Whatever is worth ke
                       layer_9, layer_19: six sources, all of the recipe's tokens; first three seeds, then five
                       untrained_layer_9, untrained_layer_19: the same sizes on a model of random weights
                       tasks_layer_9: a seventh source that has fewer tokens, and all with as many as that one
+    KEEP/timings.jsonl
+                      what each step took, a line each time that it was done
     KEEP/stages.json  the finished stages, each with its config's hash, when, seconds
     KEEP/calls.jsonl  one line a call: when, seconds, what it did
     KEEP/texts/       generated text and the other model, packed; a call unpacks what its machine lacks
@@ -37,7 +39,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kept import keep_folder, keep_run, keep_shards, link_texts, restore_folder, restore_shards, write_json
+from kept import (
+    keep_folder,
+    keep_run,
+    keep_shards,
+    keep_timings,
+    link_texts,
+    restore_folder,
+    restore_shards,
+    write_json,
+)
 
 from sae_faithful.hashing import hash_settings
 
@@ -179,7 +190,11 @@ class Call:
         config = self.work / "configs" / f"{stage.name.replace('/', '-')}.json"
         write_json(config, stage.config)
         command = [sys.executable, "-c", program, "run", str(config), "--output", str(run)]
-        if not self.run_in_time(stage.name, command):
+        try:
+            finished = self.run_in_time(stage.name, command)
+        finally:
+            keep_timings(run, stage.name, self.keep / "timings.jsonl")
+        if not finished:
             return False
         keep_run(run, self.keep / stage.run)
         seconds = sum(one["seconds"] for one in self.did if one["what"] == stage.name)
