@@ -13,6 +13,8 @@ which is stopped in time and gone on with by the next call. Whatever is worth ke
                       layer_9, layer_19: six sources, all of the recipe's tokens; first three seeds, then five
                       untrained_layer_9, untrained_layer_19: the same sizes on a model of random weights
                       tasks_layer_9: a seventh source that has fewer tokens, and all with as many as that one
+    KEEP/timings.jsonl
+                      what each step took, a line each time that it was done
     KEEP/stages.json  the finished stages, each with its config's hash, when, seconds
     KEEP/calls.jsonl  one line a call: when, seconds, what it did
     KEEP/texts/       generated text and the other model, packed; a call unpacks what its machine lacks
@@ -37,7 +39,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kept import keep_folder, keep_run, keep_shards, link_texts, restore_folder, restore_shards, write_json
+from kept import (
+    keep_folder,
+    keep_run,
+    keep_shards,
+    keep_timings,
+    link_texts,
+    restore_folder,
+    restore_shards,
+    write_json,
+)
 
 from sae_faithful.hashing import hash_settings
 
@@ -51,6 +62,8 @@ TASK_TABLES = ("36_sciq*", "4[12346]_*", "47_reasoning*", "5[0-2]_*", "54_cs*", 
                "89_glue*", "9[01]_glue*", "93_glue*", "95_toxic*", "37_arith*")  # fmt: skip
 """Questions, choices and pairs of sentences, as models are asked: 2.18 million tokens."""
 TASK_TOKENS = 2_150_000
+TASK_ROWS = 200_000
+"""Shuffled at once, as for `natural`: more than there are."""
 SECONDS_TO_STOP = 20
 """A run that was interrupted ends its step; after so many more it is killed, which costs what was half written."""
 SECONDS_TO_BEGIN = 30
@@ -137,7 +150,12 @@ def with_tasks(recipe: dict[str, Any]) -> dict[str, Any]:
     sources = copy.deepcopy(recipe["sources"])
     sources["own"]["n_tokens"] = min(TASK_TOKENS, sources["own"]["n_tokens"])
     paths = [f"package/sae-probes/sae_probes/data/cleaned_data/{name}" for name in TASK_TABLES]
-    sources[TASKS] = {"plugin": "text_files", "column": "prompt", "path": paths}
+    sources[TASKS] = {
+        "plugin": "text_files",
+        "column": "prompt",
+        "path": paths,
+        "shuffle_buffer": TASK_ROWS,
+    }
     return {**recipe, "sources": sources}
 
 
@@ -179,7 +197,11 @@ class Call:
         config = self.work / "configs" / f"{stage.name.replace('/', '-')}.json"
         write_json(config, stage.config)
         command = [sys.executable, "-c", program, "run", str(config), "--output", str(run)]
-        if not self.run_in_time(stage.name, command):
+        try:
+            finished = self.run_in_time(stage.name, command)
+        finally:
+            keep_timings(run, stage.name, self.keep / "timings.jsonl")
+        if not finished:
             return False
         keep_run(run, self.keep / stage.run)
         seconds = sum(one["seconds"] for one in self.did if one["what"] == stage.name)

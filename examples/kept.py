@@ -47,6 +47,31 @@ def keep_run(run: Path, kept: Path) -> None:
     partial.rename(kept)
 
 
+def keep_timings(run: Path, stage: str, kept: Path) -> None:
+    """Add to `kept` a line for each step of a run that was done since the last look, in the stage of this name.
+
+    A run's own timings.json has the last time of each step only: what a later stage does again, or does for more
+    seeds, takes the place of what the stage before took.
+    """
+    timings = run / "timings.json"
+    if not timings.exists():
+        return
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    known = {(row["run"], row["step"]): row["seconds"] for row in map(json.loads, lines)}
+    found = [
+        {
+            "run": run.name,
+            "stage": stage,
+            **{key: row[key] for key in ("step", "seconds", "expected_seconds")},
+        }
+        for row in json.loads(timings.read_text(encoding="utf-8"))["steps"]
+        # To the millisecond what it was: it was not done again.
+        if known.get((run.name, row["step"])) != row["seconds"]
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in found)
+    _write(kept, ("".join(line + "\n" for line in lines) + text).encode())
+
+
 def link_texts(made: Path, run: Path) -> None:
     """Give a new run folder the texts that another one has made: finished steps, which the run checks as its own."""
     for name in ("data", "references"):

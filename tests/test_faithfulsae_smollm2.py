@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -62,12 +63,81 @@ def test_the_recipe_is_planned_at_the_models_sizes(sizes_only: str) -> None:
     assert {(sae.config.d_in, sae.config.d_sae, sae.config.k) for sae in plan.saes} == {(576, 16_384, 32)}
     # Two depths of five seeds.
     assert (len(plan.saes), len(plan.sources)) == (10, 6)
-    assert {source.n_tokens for source in plan.sources} == {11_400_000}
-    # A tenth is held out, and a few hundredths are BOS, which is left out: what is trained on is different tokens.
-    assert 10_000_000 <= config.training_tokens <= 0.9 * 0.975 * 11_400_000
+    assert {source.n_tokens for source in plan.sources} == {12_000_000}
+    assert config.training_tokens >= 10_000_000
     assert [one.name for one in plan.evaluators][:5] == [
         "shared_features", "fake_features", "ood_score", "reconstruction", "probing",
     ]  # fmt: skip
+
+
+def test_no_source_of_the_recipe_is_read_twice(sizes_only: str) -> None:
+    """A tenth is held out, special tokens are left out, and SAELens's buffer takes in more than it gives."""
+    import torch
+    from sae_lens.training.mixing_buffer import mixing_buffer
+
+    config, plan, _ = planned(yaml.safe_load(RECIPE.read_text(encoding="utf-8")), sizes_only)
+    n_rows = plan.sources[0].n_tokens // config.context_size
+    n_forwards = (n_rows - math.ceil(n_rows * 0.1)) // config.store_batch_size_prompts
+    # As many special tokens as documents of 40 tokens have, each with a BOS and a stop token.
+    left = config.store_batch_size_prompts * config.context_size * 38 // 40
+
+    def forwards() -> Iterator[torch.Tensor]:
+        for _ in range(n_forwards):
+            yield torch.zeros(left, 1)
+        pytest.fail("the text is at its end")
+
+    batches = mixing_buffer(
+        config.n_batches_in_buffer * config.context_size, config.train_batch_size_tokens, forwards(),
+        config.activations_mixing_fraction,
+    )  # fmt: skip
+    for _ in range(config.training_tokens // config.train_batch_size_tokens):
+        next(batches)
+
+
+def test_samples_of_own_are_those_that_are_shuffled(sizes_only: str, tmp_path: Path) -> None:
+    from sae_faithful import SourceRequest
+
+    config, plan, model = planned(yaml.safe_load(RECIPE.read_text(encoding="utf-8")), sizes_only)
+    drawn = {text.name: text for text in plan.sources if text.plugin == "self_generated"}
+    assert set(drawn) == {"own", "chat", "shuffled", "other_model"}
+    # With continuous batching a GPU would draw 256 at once, in other shards.
+    assert [text.source.continuous_batching for text in drawn.values()] == [False] * 4
+    folders = [
+        drawn[name].source.shards(
+            SourceRequest(
+                name=name, n_tokens=drawn[name].n_tokens, context_size=config.context_size, prepend_bos=True,
+                seed=config.seed, cache_dir=tmp_path, language_model=model,
+            )
+        ).folder
+        for name in ("own", "shuffled")
+    ]  # fmt: skip
+    assert folders[0] == folders[1]
+
+
+@pytest.mark.real_model
+def test_chat_is_prompted_by_the_users_turn_alone(smollm2: Path) -> None:
+    from sae_faithful_plugins.self_generated.sampling import build_prompt
+
+    model = LanguageModel(str(smollm2))
+    prompt = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["sources"]["chat"]["prompt"]
+    ids = build_prompt(prompt, model)
+    assert model.tokenizer.convert_ids_to_tokens(list(ids)) == ["<|im_start|>", "user", "Ċ"]
+    # As the template opens it, behind a system turn.
+    whole = build_prompt("chat_user", model)
+    assert whole[-len(ids) :] == ids
+    assert len(whole) > len(ids)
+
+
+@pytest.mark.parametrize("name", ["natural", "tasks"])
+def test_all_rows_of_tables_are_shuffled_at_once(script: Any, name: str) -> None:
+    import pandas as pd
+
+    from sae_faithful_plugins.text_files import find_files
+
+    source = script.with_tasks(yaml.safe_load(RECIPE.read_text(encoding="utf-8")))["sources"][name]
+    files = [file for path in source["path"] for file in find_files(path)]
+    rows = sum(len(pd.read_csv(file, usecols=[source["column"]])) for file in files)
+    assert 10_000 < rows <= source["shuffle_buffer"]
 
 
 def test_a_dry_run_of_the_recipe_says_what_it_needs(sizes_only: str, tmp_path: Path) -> None:
@@ -214,6 +284,11 @@ def test_the_command_goes_on_after_an_interruption_and_on_another_machine(workpl
     run = read_run(workplace / "kept/layer_0")
     assert {row["seed"] for row in run.rows if row["metric"] == "explained_variance"} >= {0, 1, None}
     assert list(run.sources) == ["own", "shuffled", "other_model"]
+    # Each step each time that it was done: the second stage trained one more seed of each source.
+    lines = [json.loads(line) for line in (workplace / "kept/timings.jsonl").read_text().splitlines()]
+    of_saes = [(one["run"], one["stage"]) for one in lines if one["step"] == "saes/shuffled"]
+    assert of_saes == [("layer_0", "layer_0/1_seeds"), ("layer_0", "layer_0/2_seeds")]
+    assert all(one["seconds"] >= 0 for one in lines)
     kept = {path.name for path in (workplace / "kept/layer_0").rglob("*") if path.is_file()}
     assert {
         "manifest.json",

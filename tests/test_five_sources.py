@@ -150,6 +150,18 @@ def kept(answer: ModuleType, folder: RunFolder, tmp_path: Path) -> Path:
         shutil.copytree(folder.root, runs / name, ignore=shutil.ignore_patterns("saes", "*.arrow"))
         config = json.loads((runs / name / "config.json").read_text())
         (runs / name / "config.json").write_text(json.dumps({**config, "model_init": init}))
+    # The control has had half as much of one text.
+    card = runs / "untrained_five" / "data" / "hot" / "card.json"
+    content = json.loads(card.read_text())
+    content["rows"]["train"] //= 2
+    card.write_text(json.dumps(content))
+    # Text in the first stage; SAEs and results in both.
+    steps = [("five", "data/faithful", 90.0, 80.0), ("untrained_five", "data/faithful", 9.0, None),
+             ("five", "saes/faithful", 1_800.0, 1_700.0), ("five", "saes/faithful", 900.5, 1_000.0),
+             ("five", "report", 2.0, None), ("five", "report", 3.0, 4.0)]  # fmt: skip
+    keys = ("run", "step", "seconds", "expected_seconds")
+    lines = [json.dumps(dict(zip(keys, one, strict=True))) + "\n" for one in steps]
+    (runs / "timings.jsonl").write_text("".join(lines))
     stages = {
         "five/3_seeds": {"at": "2026-11-22T08:00:00Z"},
         "untrained_five/3_seeds": {"at": "2026-11-23T08:00:00Z"},
@@ -204,12 +216,56 @@ def test_the_control_stands_beside_the_run(answer: ModuleType, kept: Path, folde
     # The control is a copy: the same number, twice in its line.
     (line,) = (one for one in controls.splitlines() if "ffr_contrast" in one and "| faithful" in one)
     assert line.count(f"{row['value']:.4f} [{row['ci_low']:.4f}, {row['ci_high']:.4f}]") == 2
+    # Every number that a claim is judged by: of five sources SFR and FFR, and the CE difference on each of five texts.
+    lines = [
+        [cell.strip() for cell in one.split("|")] for one in controls.splitlines() if one.startswith("| `")
+    ]
+    named = [one[1].split("`")[1] for one in lines]
+    assert [(name, named.count(name)) for name in dict.fromkeys(named)] == [
+        ("sfr", 5), ("ffr_contrast", 5), ("ce_difference", 25),
+    ]  # fmt: skip
+    # Of another budget no number stands there without saying so: all of one source, and of no other.
+    tokens = json.loads((kept / "results/five/data/hot/card.json").read_text())
+    n_rows, context = tokens["rows"]["train"], tokens["context_size"]
+    budget = f"(on {n_rows // 2 * context:,} distinct tokens, not {n_rows * context:,})"
+    assert all(one[-2].endswith(budget) == (one[2] == "hot") for one in lines)
+    assert controls.count("distinct tokens") == 1 + 1 + 5
     said = "The random-model control (`--set model_init=random`) has not been run at this size."
     assert said not in page
     shutil.rmtree(kept / "results" / "untrained_five")
     alone = answer.files(kept)[kept / "results.md"]
     assert said in alone
     assert alone.partition("## Controls")[2].partition("\n## ")[0].count("| not run") == 10
+    assert "Numbers that have neither are left out: 25 of `ce_difference`." in alone
+    assert "are left out" not in page
+
+
+def test_what_every_stage_took_is_added_up(answer: ModuleType, kept: Path) -> None:
+    costs = answer.files(kept)[kept / "results.md"].partition("## Time and cost")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in costs.splitlines() if "|" in line
+    ]
+    header, _, *body = rows
+    assert header == ["run", "step", "seconds", "expected seconds", "cost (EUR)"]
+    # 4 an hour: 90 s are 0.10, 1800 + 900.5 s are 3.00, 9 s are 0.01; 2 + 3 s are 0.0056.
+    assert body == [
+        ["five", "data/faithful", "90.0", "80.0", "0.10"],
+        ["five", "saes/faithful", "2,700.5", "2,700.0", "3.00"],
+        ["five", "report", "5.0", "not estimated", "0.01"],
+        ["untrained_five", "data/faithful", "9.0", "not estimated", "0.01"],
+    ]
+    # 90 + 2,700.5 + 5 + 9 = 2,804.5 s.
+    assert "Steps, together: 46.7 min of one cpu" in costs
+    assert "each as often as it was done." in costs
+    # Of a run in one go there is what timings.json says, and without a price no cost.
+    for name in ("five", "untrained_five"):
+        (kept / "results" / name / "timings.jsonl").unlink()
+        made = kept / "results" / name / "made.json"
+        made.write_text(json.dumps({**json.loads(made.read_text()), "price_of_an_hour": None}))
+    costs = answer.files(kept)[kept / "results.md"].partition("## Time and cost")[2]
+    assert "each as its last run took." in costs
+    assert "cost (" not in costs
+    assert "| saes/few_words" in costs
 
 
 def test_pictures_are_drawn_and_are_xml(answer: ModuleType, kept: Path) -> None:

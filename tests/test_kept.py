@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,43 @@ def test_a_run_is_kept_without_weights_tokens_and_finished_steps(kept: Any, tmp_
     ]
     assert found == {name: name.encode() for name in small}
     assert [path.name for path in copy.parent.iterdir()] == ["run"]
+
+
+def test_every_stage_s_times_are_kept(kept: Any, tmp_path: Path) -> None:
+    run, lines = tmp_path / "layer_9", tmp_path / "kept" / "timings.jsonl"
+
+    def took(**seconds: float) -> None:
+        rows = [{"step": step, "seconds": of_step, "expected_seconds": None, "peak_memory_bytes": 1}
+                for step, of_step in seconds.items()]  # fmt: skip
+        write(run / "timings.json", json.dumps({"steps": rows}).encode())
+
+    def found() -> list[tuple[str, str, str, float]]:
+        rows = map(json.loads, lines.read_text().splitlines())
+        return [(row["run"], row["stage"], row["step"], row["seconds"]) for row in rows]
+
+    # A call that was stopped before its run had anything.
+    kept.keep_timings(run, "layer_9/3_seeds", lines)
+    assert not lines.exists()
+    took(data=5.0, saes=60.0)
+    kept.keep_timings(run, "layer_9/3_seeds", lines)
+    # Two more seeds in 40 s; the text is there.
+    took(data=5.0, saes=40.0, results=7.0)
+    kept.keep_timings(run, "layer_9/5_seeds", lines)
+    kept.keep_timings(run, "layer_9/5_seeds", lines)
+    expected = [
+        ("layer_9", "layer_9/3_seeds", "data", 5.0), ("layer_9", "layer_9/3_seeds", "saes", 60.0),
+        ("layer_9", "layer_9/5_seeds", "saes", 40.0), ("layer_9", "layer_9/5_seeds", "results", 7.0),
+    ]  # fmt: skip
+    assert found() == expected
+    # Another run has its own.
+    kept.keep_timings(run.rename(tmp_path / "layer_19"), "layer_19/3_seeds", lines)
+    assert found() == [
+        *expected,
+        *(
+            ("layer_19", "layer_19/3_seeds", *one)
+            for one in (("data", 5.0), ("saes", 40.0), ("results", 7.0))
+        ),
+    ]
 
 
 def test_shards_are_packed_once_and_come_back_byte_for_byte(

@@ -4,7 +4,7 @@
     python docs/gen/answer.py                                     makes the page from what is in docs/results/
     python docs/gen/answer.py --check                             says whether page and pictures are out of date
 
-`--price 3.5 --currency USD` (with `--take`) adds what the device costs an hour.
+`--price 3.5 --currency USD` (with `--take`), of an hour of the device, adds what each step cost.
 """
 
 from __future__ import annotations

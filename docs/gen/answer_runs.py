@@ -23,6 +23,8 @@ Row = dict[str, Any]
 KEPT = Path(__file__).parents[1] / "results"
 COPIED = ("config.json", "manifest.json", "timings.json", "data/*/card.json")
 """As they are; of the rows only those that the page is made of."""
+STAGES = "timings.jsonl"
+"""What each step took each time that it was done, of runs that were made in stages."""
 NUMBERS = (
     {(one.metric, one.subset, one.condition) for one in (*DEFINITIONS, *MEASURES, *CLAIMS)}
     | {(one.less, one.subset, one.condition) for one in (*DEFINITIONS, *MEASURES) if one.less}
@@ -57,8 +59,24 @@ class Made(NamedTuple):
         return self.run.config.get("model_init") == "random"
 
     @property
+    def staged(self) -> bool:
+        """Whether it is known of every stage what its steps took."""
+        return (self.run.folder.root / STAGES).exists()
+
+    @property
     def timings(self) -> list[Row]:
-        return read_timings(self.run.folder.timings_file)
+        """A row a step: what it took, and was expected to take, all the times together that it was done."""
+        if not self.staged:
+            return read_timings(self.run.folder.timings_file)
+        found: dict[str, Row] = {}
+        for row in map(json.loads, _lines(self.run.folder.root / STAGES)):
+            step = found.setdefault(
+                row["step"], {"step": row["step"], "seconds": 0.0, "expected_seconds": 0.0}
+            )
+            step["seconds"] += row["seconds"]
+            both = (step["expected_seconds"], row["expected_seconds"])
+            step["expected_seconds"] = None if None in both else sum(both)
+        return list(found.values())
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -106,6 +124,9 @@ def _take_one(run: Path, to: Path, price: float | None, currency: str) -> Path:
             write_text(to / path.relative_to(run), path.read_text(encoding="utf-8"))
     rows = [_short(row) for row in map(json.loads, _lines(run / "results.jsonl")) if _is_kept(row)]
     write_text(to / "results.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    stages = [line for line in _lines(run.parent / STAGES) if json.loads(line)["run"] == run.name]
+    if stages:
+        write_text(to / STAGES, "".join(line + "\n" for line in stages))
     about = {"date": _date(run), "price_of_an_hour": price, "currency": currency}
     write_json(to / "made.json", about)
     # As text: a page of the site it is not. The page with figures is made from the same folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sae_faithful.report.tables import NONE, markdown_table, value_text
+from sae_faithful.report.verdicts import CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,25 +15,36 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 AIMS = {("sfr", "alive", "cosine>0.7"): 0.03, ("ffr_contrast", "alive", "rate>0.1"): 0.001}
 """Half-widths of intervals that an answer should have."""
-CHANCE = {"sfr": "sfr_null", "ffr_contrast": "ffr_contrast_random_sae"}
+CHANCE = {
+    ("sfr", "cosine>0.7"): ("sfr_null", "cosine>0.7"),
+    ("ffr_contrast", "rate>0.1"): ("ffr_contrast_random_sae", "rate>0.1"),
+    ("probe_accuracy", "latents"): ("probe_accuracy", "random_sae"),
+}
+"""Metric and condition of what nothing learned gives; there is none of the CE difference."""
 
 
 def controls(one: Made, untrained: Sequence[Made]) -> list[str]:
-    """What chance gives, and what SAEs of a language model that knows nothing give."""
+    """What chance gives, and what SAEs of a language model that knows nothing give, beside each number of a claim."""
     lines: list[list[str]] = []
-    for metric, subset, condition in AIMS:
-        for row in source_rows(one, metric, subset, condition):
-            key = (row["source"], row["hook"], row["variant"])
-            null = _same(one, CHANCE[metric], subset, condition, key)
-            random = [_same(control, metric, subset, condition, key) for control in untrained]
+    without: dict[str, int] = {}
+    for claim in (one for one in CLAIMS if one.primary):
+        which = [claim.subset if claim.subset != "all" else None, claim.condition]
+        name = ", ".join([f"`{claim.metric}`", *filter(None, which)]).replace(">", " > ")
+        null_metric, null_condition = CHANCE.get((claim.metric, claim.condition or ""), (None, None))
+        for row in source_rows(one, claim.metric, claim.subset, claim.condition):
+            null = null_metric and _same(one, null_metric, claim.subset, null_condition, row)
+            random = [_of_untrained(control, one, row) for control in untrained]
+            if not null and not any(random):
+                without[name] = without.get(name, 0) + 1
+                continue
             lines.append([
-                f"`{metric}`, {subset}, {condition.replace('>', ' > ')}", row["source"], row["hook"], value_text(row),
-                NONE if null is None else value_text(null),
-                "; ".join(value_text(found) for found in random if found is not None) or "not run",
+                name, row["source"], row["dataset"] or "", row["hook"], value_text(row),
+                value_text(null) if null else NONE, "; ".join(filter(None, random)) or "not run",
             ])  # fmt: skip
     header = [
         "number",
         "source",
+        "measured on",
         "hook",
         "SAEs",
         "random dictionaries, or a random SAE",
@@ -43,13 +55,25 @@ def controls(one: Made, untrained: Sequence[Made]) -> list[str]:
         if untrained
         else " The random-model control (`--set model_init=random`) has not been run at this size."
     )
+    left_out = "; ".join(f"{count} of {name}" for name, count in without.items())
     return [
         "## Controls",
-        "Beside each number what nothing learned gives (`sfr`: random directions with the decoder's own second "
-        "moments; `ffr_contrast`: a randomly initialised SAE), and what SAEs give that were trained on a randomly "
-        f"initialised language model.{said}",
-        markdown_table(header, lines),
+        "Beside each number that a claim is judged by, what nothing learned gives (`sfr`: random directions with the "
+        "decoder's own second moments; `ffr_contrast` and `probe_accuracy`: a randomly initialised SAE), and what SAEs "
+        f"give that were trained on a randomly initialised language model.{said}",
+        f"Numbers that have neither are left out: {left_out}." if without else "",
+        markdown_table(header, lines, drop_empty=True),
     ]
+
+
+def _of_untrained(control: Made, one: Made, row: Row) -> str:
+    """The same number of a random model's SAEs, and their budget where it is another one; empty where there is none."""
+    found = _same(control, row["metric"], row["subset"], row["condition"], row)
+    if found is None:
+        return ""
+    tokens, own = (made.tokens[row["source"]] for made in (control, one))
+    budget = "" if tokens == own else f" (on {tokens:,} distinct tokens, not {own:,})"
+    return value_text(found) + budget
 
 
 def precision(one: Made) -> list[str]:
@@ -78,25 +102,33 @@ def precision(one: Made) -> list[str]:
 
 
 def cost(made: Sequence[Made]) -> list[str]:
-    lines = [
-        [one.name, row["step"], _time(row["seconds"]), _time(row.get("expected_seconds"))]
-        for one in made
-        for row in one.timings
-    ]
-    steps = sum(row["seconds"] for one in made for row in one.timings)
     first = made[0]
-    said = f"Steps, together: {_time(steps)} of one {machine(first.run.manifest)}, each as its last run took."
+    rows = [(one, row) for one in made for row in one.timings]
+    lines = [
+        [one.name, row["step"], f"{row['seconds']:,.1f}", _expected(row), _price(row["seconds"], one)]
+        for one, row in rows
+    ]
+    steps = sum(row["seconds"] for _, row in rows)
+    staged = "as often as it was done" if first.staged else "as its last run took"
+    said = f"Steps, together: {_time(steps)} of one {machine(first.run.manifest)}, each {staged}."
     if first.calls:
         whole = _time(sum(first.calls))
         said += f" {len(first.calls)} calls, with all that was begun again, loading and packing: {whole}."
     if first.price is not None:
-        cost = (sum(first.calls) or steps) / 3600 * first.price
-        said += f" At {first.price:g} {first.currency} an hour of the device: {cost:,.2f} {first.currency}."
-    return [
-        "## Time and cost",
-        said,
-        markdown_table(["run", "step", "took", "was expected to take"], lines),
-    ]
+        price = _price(sum(first.calls) or steps, first)
+        said += f" At {first.price:g} {first.currency} an hour of the device: {price} {first.currency}."
+    header = ["run", "step", "seconds", "expected seconds", f"cost ({first.currency})"]
+    return ["## Time and cost", said, markdown_table(header, lines, drop_empty=True)]
+
+
+def _expected(row: Row) -> str:
+    seconds = row.get("expected_seconds")
+    return "not estimated" if seconds is None else f"{seconds:,.1f}"
+
+
+def _price(seconds: float, one: Made) -> str:
+    """What so long costs; empty where no price was given."""
+    return "" if one.price is None else f"{seconds / 3600 * one.price:,.2f}"
 
 
 def machine(manifest: Mapping[str, Any]) -> str:
@@ -104,7 +136,7 @@ def machine(manifest: Mapping[str, Any]) -> str:
     return f"{device} ({manifest.get('processor') or 'unknown processor'}, {manifest['threads']} threads)"
 
 
-def source_rows(one: Made, metric: str, subset: str, condition: str) -> list[Row]:
+def source_rows(one: Made, metric: str, subset: str, condition: str | None) -> list[Row]:
     """Of sources' SAEs, in the order of the rows."""
     baselines = one.run.manifest.get("baselines", {})
     return [
@@ -116,14 +148,14 @@ def source_rows(one: Made, metric: str, subset: str, condition: str) -> list[Row
     ]
 
 
-def _same(one: Made, metric: str, subset: str, condition: str, key: tuple[str, ...]) -> Row | None:
+def _same(one: Made, metric: str, subset: str, condition: str | None, row: Row) -> Row | None:
+    """Another number of the same source and place, measured on the same."""
+    places = ("source", "hook", "variant", "dataset")
     rows = source_rows(one, metric, subset, condition)
-    return next((row for row in rows if (row["source"], row["hook"], row["variant"]) == key), None)
+    return next((found for found in rows if all(found[key] == row[key] for key in places)), None)
 
 
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "not estimated"
+def _time(seconds: float) -> str:
     return (
         f"{seconds:.1f} s"
         if seconds < 100

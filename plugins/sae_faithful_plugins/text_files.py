@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 PACKAGE_PREFIX = "package/"
-SHUFFLE_BUFFER = 10_000
 LONGEST_REASON = 200
 
 
@@ -44,13 +43,18 @@ class TextFiles:
     where: dict[str, str | int | float | bool] = field(default_factory=dict[str, "str | int | float | bool"])
     """Only rows of tables whose columns have these values, `{label: 1}` say."""
     shuffle: bool = True
-    """Shuffle files, and rows through a buffer of 10,000, with the experiment's seed."""
+    """Shuffle files, and rows of tables through a buffer, with the experiment's seed."""
+    shuffle_buffer: int = 10_000
+    """Rows of tables that are held in memory while they are shuffled. With fewer than there are, rows of a table stay
+    near one another, and the held-out part, which is the last, may be of other tables than the rest."""
     encoding: str = "utf-8"
     """Of plain text; bytes that do not fit are replaced."""
     n_tokens: int | None = None
     """Distinct tokens to take; default: as the experiment's other sources."""
 
     def __post_init__(self) -> None:
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer {self.shuffle_buffer} is not positive")
         for pattern in [self.path] if isinstance(self.path, str) else self.path:
             files = find_files(pattern)
             if not files:
@@ -93,7 +97,7 @@ class TextFiles:
         except Exception as error:
             raise _unreadable(paths, error) from error
         if self.shuffle:
-            rows = rows.shuffle(seed=seed % 2**32, buffer_size=SHUFFLE_BUFFER)
+            rows = rows.shuffle(seed=seed % 2**32, buffer_size=self.shuffle_buffer)
         for row in _readable(rows, paths):
             for column in (self.column, *self.where):
                 if column not in row:

@@ -244,6 +244,27 @@ def test_without_shuffling_files_come_by_name_and_rows_in_order(
     assert documents(load(tmp_path / "*.txt")) == [THREE_IDS[1], THREE_IDS[2], THREE_IDS[0]]
 
 
+@pytest.mark.parametrize(("shuffle_buffer", "mixed"), [(400, True), (10, False)])
+def test_a_buffer_that_holds_all_rows_mixes_tables(
+    load: Callable[..., TokenSet], tmp_path: Path, shuffle_buffer: int, mixed: bool
+) -> None:
+    # Forty tables of ten texts; the first word says which table it is. `datasets` reads up to ten tables in turns.
+    for table in range(4, 44):
+        write(tmp_path / f"{table}.jsonl", jsonl([{"text": f"w{table} w{44 + i} w54"} for i in range(10)]))
+    found = documents(load(tmp_path / "*", n_tokens=1_600, shuffle=True, shuffle_buffer=shuffle_buffer))
+    assert len(found) == 400
+    tables = [document[0] for document in found]
+    assert (set(tables[-40:]) <= set(tables[:200])) == mixed
+    assert bool(set(tables[-40:]) & set(tables[:200])) == mixed
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_a_buffer_without_a_row_is_refused(tmp_path: Path, rows: int) -> None:
+    path = str(write(tmp_path / "a.txt", "w4"))
+    with pytest.raises(UsageError, match=rf"shuffle_buffer {rows} is not positive"):
+        load_plugins().create("source", "text_files", {"path": path, "shuffle_buffer": rows})
+
+
 def test_the_order_depends_on_the_seed_alone(load: Callable[..., TokenSet], tmp_path: Path) -> None:
     rows = [{"text": f"w{i} w{i + 1} w{i + 2}"} for i in range(4, 44)]
     folders = [tmp_path / "one", tmp_path / "two"]

@@ -38,7 +38,7 @@ class SelfGenerated:
     """Sample from the smallest set of tokens with this probability; 1 is the model's own distribution."""
     prompt: str | list[int] = "bos"
     """`bos`; `chat_user`, the chat template cut before the user's turn (as in Magpie, arXiv 2406.08464); or
-    any text or token ids."""
+    any text, in which a special token's name is that token, or token ids."""
     generator: str | None = None
     """Another model's name, to train on text a different model wrote; it must have the same vocabulary."""
     max_new_tokens: int | None = None
