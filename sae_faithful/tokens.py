@@ -151,8 +151,11 @@ class TokenSet:
         with blamed_on(path):
             dataset = Dataset.from_file(str(path))
             for name in ("input_ids", "document"):
-                if dataset.data.schema.field(name).type != pa.list_(pa.int32()):
+                kind = dataset.data.schema.field(name).type
+                if kind != pa.list_(pa.int32()):
                     raise ValueError(f"its column '{name}' holds no lists of int32")
+                # That is said whatever bytes name a list's items; decoded they are only here.
+                _ = kind.value_field.name
             # Where lists end is checked: pyarrow would read beyond the file.
             dataset.data.validate(full=True)
         return cls(dataset, prompt_length, dict(card or {}))

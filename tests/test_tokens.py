@@ -241,6 +241,20 @@ def test_a_saved_set_opens_memory_mapped_and_equal(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.rows(998, 1_003), ids[998:1_003])
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_file_whose_names_are_no_text_is_refused(tmp_path: Path, which: int) -> None:
+    path = tmp_path / "train.arrow"
+    TokenSet.from_rows(np.arange(12).reshape(3, 4)).save(path)
+    # The items of the lists of either column.
+    parts = path.read_bytes().split(b"item\0")
+    assert len(parts) == 3
+    between = [b"item\0", b"item\0"]
+    between[which] = b"i\xf4em\0"
+    path.write_bytes(parts[0] + between[0] + parts[1] + between[1] + parts[2])
+    with pytest.raises(RunError, match=r"train\.arrow cannot be read: .*utf-8"):
+        TokenSet.open(path)
+
+
 # For SAELens
 
 

@@ -90,13 +90,14 @@ def expectations(weights: Sequence[Mapping[str, float]], highest: int) -> Predic
 
     A place where no number is among the likely tokens says nothing about its token: then there is no prediction.
     """
+    numbers = {str(number): number for number in range(highest + 1)}
     predicted = np.zeros(len(weights))
     for i, place in enumerate(weights):
         mass = np.zeros(highest + 1)
         for token, log_probability in place.items():
-            text = token.strip()
-            if text.isascii() and text.isdigit() and str(int(text)) == text and int(text) <= highest:
-                mass[int(text)] += np.exp(log_probability)
+            number = numbers.get(token.strip())
+            if number is not None:
+                mass[number] += np.exp(log_probability)
         if not mass.sum() > 0:
             return Missing(MALFORMED)
         predicted[i] = (mass @ np.arange(highest + 1)) / mass.sum()
