@@ -62,6 +62,8 @@ TASK_TABLES = ("36_sciq*", "4[12346]_*", "47_reasoning*", "5[0-2]_*", "54_cs*", 
                "89_glue*", "9[01]_glue*", "93_glue*", "95_toxic*", "37_arith*")  # fmt: skip
 """Questions, choices and pairs of sentences, as models are asked: 2.18 million tokens."""
 TASK_TOKENS = 2_150_000
+TASK_ROWS = 200_000
+"""Shuffled at once, as for `natural`: more than there are."""
 SECONDS_TO_STOP = 20
 """A run that was interrupted ends its step; after so many more it is killed, which costs what was half written."""
 SECONDS_TO_BEGIN = 30
@@ -148,8 +150,12 @@ def with_tasks(recipe: dict[str, Any]) -> dict[str, Any]:
     sources = copy.deepcopy(recipe["sources"])
     sources["own"]["n_tokens"] = min(TASK_TOKENS, sources["own"]["n_tokens"])
     paths = [f"package/sae-probes/sae_probes/data/cleaned_data/{name}" for name in TASK_TABLES]
-    # Of the same package, read in the same way.
-    sources[TASKS] = {**sources["natural"], "path": paths}
+    sources[TASKS] = {
+        "plugin": "text_files",
+        "column": "prompt",
+        "path": paths,
+        "shuffle_buffer": TASK_ROWS,
+    }
     return {**recipe, "sources": sources}
 
 
