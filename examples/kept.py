@@ -56,8 +56,8 @@ def keep_timings(run: Path, stage: str, kept: Path) -> None:
     timings = run / "timings.json"
     if not timings.exists():
         return
-    before = kept.read_text(encoding="utf-8") if kept.exists() else ""
-    known = {(row["run"], row["step"]): row["seconds"] for row in map(json.loads, before.splitlines())}
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    known = {(row["run"], row["step"]): row["seconds"] for row in map(json.loads, lines)}
     found = [
         {
             "run": run.name,
@@ -68,7 +68,8 @@ def keep_timings(run: Path, stage: str, kept: Path) -> None:
         # To the millisecond what it was: it was not done again.
         if known.get((run.name, row["step"])) != row["seconds"]
     ]
-    _write(kept, (before + "".join(json.dumps(row) + "\n" for row in found)).encode())
+    text = "".join(json.dumps(row) + "\n" for row in found)
+    _write(kept, ("".join(line + "\n" for line in lines) + text).encode())
 
 
 def link_texts(made: Path, run: Path) -> None:

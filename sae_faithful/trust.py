@@ -67,8 +67,10 @@ def code_only_as(kwargs: Mapping[str, Any], repository: str) -> Generator[None]:
     from transformers import dynamic_module_utils
     from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
-    resolve = dynamic_module_utils.resolve_trust_remote_code
-    load_class = dynamic_module_utils.get_class_from_dynamic_module
+    resolve, load_class = (
+        dynamic_module_utils.resolve_trust_remote_code,
+        dynamic_module_utils.get_class_from_dynamic_module,
+    )
     trusted = trusts_code(kwargs)
     repositories = {repository}
     with contextlib.suppress(ValueError):

@@ -17,8 +17,6 @@ VOCAB = 64
 BOS, EOS, PAD = 0, 1, 2
 D_MODEL = 64
 CONTEXT = 16
-LLAMA_HOOKS = ("model.layers.0", "model.layers.1")
-HOOKED_HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<bos>{{ message['role'] }} {{ message['content'] }}<eos>{% endfor %}"
@@ -188,16 +186,6 @@ def tiny_hooked(tiny_llama: str) -> Any:
     torch.manual_seed(0)
     # TransformerLens reads the tokenizer again from where it came: it must have come from somewhere.
     return HookedTransformer(config, tokenizer=AutoTokenizer.from_pretrained(tiny_llama))
-
-
-@pytest.fixture(params=["llama", "hooked"])
-def model(request: pytest.FixtureRequest, tiny_llama: str, tiny_hooked: Any) -> Any:
-    """A `LanguageModel` of either kind, with a hook at each of two layers."""
-    from sae_faithful import LanguageModel
-
-    if request.param == "llama":
-        return LanguageModel(tiny_llama, hooks=LLAMA_HOOKS)
-    return LanguageModel("tiny", "HookedTransformer", hooks=HOOKED_HOOKS, given=tiny_hooked)
 
 
 @pytest.fixture

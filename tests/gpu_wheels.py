@@ -57,28 +57,6 @@ class Piece(NamedTuple):
     stop: int
 
 
-class Target(NamedTuple):
-    """What wheels must fit: the version of Python, `uname -m`, and the newest C library that they may ask for."""
-
-    python: str
-    machine: str
-    glibc: str
-
-    @property
-    def for_uv(self) -> list[str]:
-        platform = f"{self.machine}-manylinux_{self.glibc.replace('.', '_')}"
-        return ["--python-version", self.python, "--python-platform", platform]
-
-    @property
-    def for_pip(self) -> list[str]:
-        """It goes by exact names, so all older ones are named."""
-        minor = int(self.glibc.partition(".")[2])
-        older = ["manylinux1", "manylinux2010", "manylinux2014"]
-        older += [f"manylinux_2_{number}" for number in range(5, minor + 1)]
-        platforms = [f"--platform={name}_{self.machine}" for name in older]
-        return ["--only-binary", ":all:", "--python-version", self.python, *platforms]
-
-
 def main() -> None:
     """Resolve, download, cut into parts, and say what they hold."""
     parser = argparse.ArgumentParser(
@@ -97,13 +75,14 @@ def main() -> None:
     have = versions(line for text in texts for line in text.splitlines())
     if "torch" not in have:
         parser.error("--have names no torch: that machine's own decides what goes with it")
-    target = Target(asked.python, asked.machine, asked.glibc)
+    platform = f"{asked.machine}-manylinux_{asked.glibc.replace('.', '_')}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            needed = resolve(folder, have, target)
+            there = ("--python-version", asked.python, "--python-platform", platform)
+            needed = resolve(folder, have, there)
             wanted = [one for one in lacking(needed, have) if one.partition("==")[0] not in asked.without]
-            download(folder, wanted, target)
+            download(folder, wanted, there)
         except subprocess.CalledProcessError as error:
             sys.exit(error.returncode)  # the tool has said why
         wheels = sorted(folder.glob("*.whl"))
@@ -128,7 +107,7 @@ def versions(lines: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def resolve(folder: Path, have: Mapping[str, str], target: Target) -> dict[str, str]:
+def resolve(folder: Path, have: Mapping[str, str], there: Sequence[str]) -> dict[str, str]:
     """The version of all that is needed there, but for what is PyTorch's: that of `have` where it is admitted."""
     dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
     tests, torch, pins = folder / "tests.in", folder / "torch.txt", folder / "pins.txt"
@@ -137,7 +116,7 @@ def resolve(folder: Path, have: Mapping[str, str], target: Target) -> dict[str, 
     # uv prefers what its output held before.
     pins.write_text("\n".join(f"{name}=={version}" for name, version in have.items()))
     run(
-        beside("uv"), "pip", "compile", "pyproject.toml", "--extra", "quickstart", str(tests), *target.for_uv,
+        beside("uv"), "pip", "compile", "pyproject.toml", "--extra", "quickstart", str(tests), *there,
         "--constraint", str(torch), "--no-annotate", "--no-header", "--quiet", "--output-file", str(pins),
     )  # fmt: skip
     lines = pins.read_text().splitlines()
@@ -154,19 +133,24 @@ def lacking(needed: Mapping[str, str], have: Mapping[str, str]) -> list[str]:
     return [f"{name}=={version}" for name, version in needed.items() if have.get(name) != version]
 
 
-def download(folder: Path, wanted: Sequence[str], target: Target) -> None:
+def download(folder: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
     """These wheels, those that are made of sources, and this project's own."""
     names, lock = folder / "wanted.in", folder / "pylock.toml"
     names.write_text("\n".join(wanted))
     run(
-        beside("uv"), "pip", "compile", str(names), *target.for_uv, "--no-deps", "--quiet",
-        "--output-file", str(lock),
+        beside("uv"), "pip", "compile", str(names), *there, "--no-deps", "--quiet", "--output-file", str(lock),
     )  # fmt: skip
     locked = tomllib.loads(lock.read_text())["packages"]
     sources = [f"{one['name']}=={one['version']}" for one in locked if "wheels" not in one]
+    _, python, _, platform = there
+    machine, _, glibc = platform.partition("-manylinux_2_")
+    # pip goes by exact names.
+    older = ["manylinux1", "manylinux2010", "manylinux2014"]
+    older += [f"manylinux_2_{minor}" for minor in range(5, int(glibc) + 1)]
     pip = (sys.executable, "-m", "pip")
     run(
-        *pip, "download", "--quiet", "--no-deps", *target.for_pip, "--dest", str(folder),
+        *pip, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", python,
+        *(f"--platform={name}_{machine}" for name in older), "--dest", str(folder),
         *(one for one in wanted if one not in sources),
     )  # fmt: skip
     for one in sources:

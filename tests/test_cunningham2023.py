@@ -202,7 +202,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     # Negative controls. A random model is `model_init: random`.
     "controls: a randomly initialised model with SAEs of its own": (
         "test_experiment.py::test_a_random_model_is_a_control_from_data_to_saes",
-        "test_model_facts.py::test_a_random_init_keeps_the_shapes_and_nothing_else",
+        "test_language_model.py::test_a_random_init_keeps_the_shapes_and_nothing_else",
     ),
     # Nothing that a config names. Shuffled as a whole, a dictionary is itself with other numbers: what sees it is an
     # explanation held against another feature. Shuffled against its encoder it loses reconstruction and patching.

@@ -42,16 +42,6 @@ def test_versions_are_compared_without_what_a_build_adds() -> None:
             gpu_wheels.versions([line])
 
 
-def test_the_target_is_told_to_uv_and_to_pip() -> None:
-    import gpu_wheels
-
-    target = gpu_wheels.Target("3.12", "aarch64", "2.6")
-    assert target.for_uv == ["--python-version", "3.12", "--python-platform", "aarch64-manylinux_2_6"]
-    platforms = ["manylinux1", "manylinux2010", "manylinux2014", "manylinux_2_5", "manylinux_2_6"]
-    assert target.for_pip[:4] == ["--only-binary", ":all:", "--python-version", "3.12"]
-    assert target.for_pip[4:] == [f"--platform={name}_aarch64" for name in platforms]
-
-
 @pytest.fixture
 def wheels(tmp_path: Path) -> list[Path]:
     """Of 250,000, 120,001, 60,000 and 10 bytes."""
